@@ -1,0 +1,68 @@
+"""Everything that is set from outside: one table of environment variables, and `use()` for the backend."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from contextvars import ContextVar
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Variable(NamedTuple):
+    """One environment variable the package reads."""
+
+    name: str
+    default: str
+    meaning: str
+
+
+VARIABLES = {
+    v.name: v
+    for v in (
+        Variable("SAE_KERNELS_BACKEND", "", "backend of every op, as `use()` sets it: reference, cpu, …; never falls back"),
+        Variable("SAE_KERNELS_ISA", "", "pins the C++ kernels to one instruction set: baseline, avx2, avx512, amx"),
+        Variable("SAE_KERNELS_BLOCK", "", "comma-separated plugin names that are not loaded"),
+        Variable("SAE_KERNELS_CACHE", "", "directory for what is measured or compiled once (default: the user's cache)"),
+    )
+}
+
+_backend: ContextVar[str] = ContextVar("sae_kernels_backend", default="")
+
+
+def read(name: str) -> str:
+    """The value of one of `VARIABLES`, or its default."""
+    return os.environ.get(name, VARIABLES[name].default)
+
+
+def cache_dir() -> Path:
+    """Where calibration and compiled artefacts are kept."""
+    own = read("SAE_KERNELS_CACHE")
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(own) if own else base / "sae_kernels"
+
+
+def blocked_plugins() -> frozenset[str]:
+    """Names in SAE_KERNELS_BLOCK."""
+    return frozenset(filter(None, (part.strip() for part in read("SAE_KERNELS_BLOCK").split(","))))
+
+
+def chosen_backend() -> str:
+    """The backend in force: innermost `use()`, else the environment, else "" (choose by priority)."""
+    return _backend.get() or read("SAE_KERNELS_BACKEND")
+
+
+@contextlib.contextmanager
+def use(backend: str) -> Iterator[None]:
+    """Run every op inside the block on one backend: `with use("reference"): ...`.
+
+    An explicit choice never falls back: an op whose kernel on that backend declines raises `BackendError` with the
+    reasons. The choice follows the context (threads and tasks keep their own). The backward pass runs where
+    `.backward()` is called, so keep that inside the block too.
+    """
+    token = _backend.set(backend)
+    try:
+        yield
+    finally:
+        _backend.reset(token)
