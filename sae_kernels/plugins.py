@@ -13,7 +13,7 @@ import importlib.metadata
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import pluggy
 
@@ -21,6 +21,7 @@ from . import hookspecs, settings
 from .errors import PluginError
 
 ENTRY_POINT_GROUP = "sae_kernels"
+S = TypeVar("S")
 
 BUILTINS = {
     "kernels": "sae_kernels.kernels.builtin",
@@ -98,11 +99,14 @@ class Plugins:
         self.infos.pop(name, None)
         self.generation += 1
 
-    def collect(self, hook: str) -> Iterator[tuple[str, Any]]:
-        """(plugin name, spec) of every spec the plugins return for `hook`; one that raises is reported and skipped."""
-        for impl in self.manager.hook.__getattribute__(hook).get_hookimpls():
+    def collect(self, hook: str, spec_type: type[S]) -> Iterator[tuple[str, S]]:
+        """(plugin name, spec) of every spec the plugins return for `hook`; one that misbehaves is reported and skipped."""
+        for impl in getattr(self.manager.hook, hook).get_hookimpls():
             try:
                 specs = list(impl.function())
+                for spec in specs:
+                    if not isinstance(spec, spec_type):
+                        raise TypeError(f"returned a {type(spec).__name__}, expected {spec_type.__name__}")
             except Exception as error:  # isolation, as in load()
                 self._report(impl.plugin_name, hook, error)
                 continue
@@ -111,7 +115,7 @@ class Plugins:
 
     def notify(self, hook: str, **kwargs: Any) -> None:
         """Call a life-cycle hook on every plugin. One that raises is warned about; training goes on."""
-        for impl in self.manager.hook.__getattribute__(hook).get_hookimpls():
+        for impl in getattr(self.manager.hook, hook).get_hookimpls():
             try:
                 impl.function(*(kwargs[name] for name in impl.argnames))
             except Exception as error:  # an experiment's logger must not cost the run

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Generic, TypeVar, cast
+from typing import Generic, TypeVar
 
 from .errors import PluginError, unknown
 from .plugins import plugins
@@ -26,11 +26,7 @@ class Registry(Generic[S]):
         found = plugins()
         if self._generation != found.generation:
             owners: dict[str, list[tuple[str, S]]] = {}
-            for plugin, spec in found.collect(self.hook):
-                if not isinstance(spec, self.spec_type):
-                    raise PluginError(
-                        f"plugin {plugin!r}: {self.hook} returned a {type(spec).__name__}, expected {self.spec_type.__name__}"
-                    )
+            for plugin, spec in found.collect(self.hook, self.spec_type):
                 owners.setdefault(spec.name, []).append((plugin, spec))
             self._owners, self._generation = owners, found.generation
         return self._owners
@@ -41,7 +37,7 @@ class Registry(Generic[S]):
 
     def all(self) -> list[S]:
         """Every spec whose name is not contested, in order of registration."""
-        return [cast(S, entries[0][1]) for entries in self._load().values() if len(entries) == 1]
+        return [entries[0][1] for entries in self._load().values() if len(entries) == 1]
 
     def owner(self, name: str) -> str:
         """The plugin that registered `name`."""

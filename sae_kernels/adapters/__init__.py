@@ -1,0 +1,26 @@
+"""Where activations come from: models read at hook points, and tensors on disk."""
+
+from .base import ActivationBatch, ActivationSource, LanguageModel, LanguageSource
+from .hook_points import HookPoint, capture, intervene
+from .huggingface import HuggingFaceModel
+from .tensors import TensorActivations, write_shard
+from .text_activations import TextActivations, pack
+from .texts import read_texts
+from .torch_module import ModuleActivations
+
+__all__ = [
+    "ActivationBatch",
+    "ActivationSource",
+    "HookPoint",
+    "HuggingFaceModel",
+    "LanguageModel",
+    "LanguageSource",
+    "ModuleActivations",
+    "TensorActivations",
+    "TextActivations",
+    "capture",
+    "intervene",
+    "pack",
+    "read_texts",
+    "write_shard",
+]
