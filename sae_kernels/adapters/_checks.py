@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ..errors import AdapterError, ArgumentError, nearest
@@ -21,6 +22,21 @@ def one_of(name: str, value: object, choices: Sequence[str]) -> None:
     if value not in choices:
         hint = f" (did you mean {close[0]!r}?)" if (close := nearest(str(value), choices, n=1)) else ""
         raise ArgumentError(f"{name} = {value!r}, expected one of {', '.join(map(repr, choices))}{hint}")
+
+
+def fraction(**values: float) -> float:
+    """The one value given. Raise ArgumentError unless it lies between 0 and 1."""
+    ((name, value),) = values.items()
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
+        raise ArgumentError(f"{name} = {value!r}, expected a fraction between 0 and 1")
+    return value
+
+
+def paths(name: str, value: object, or_else: str = "") -> None:
+    """Raise ArgumentError unless `value` is a path or a list of paths."""
+    ok = value if isinstance(value, (list, tuple)) else [value]
+    if not ok or not all(isinstance(part, (str, Path)) and str(part) for part in ok):
+        raise ArgumentError(f"{name} = {value!r}, expected a path or a list of paths{or_else}")
 
 
 def need(package: str) -> Any:

@@ -1,4 +1,4 @@
-LONGDOC """In which order the items of a source (sequences, runs of rows, batches) are handed out, and which are held out.
+"""The order in which a source hands out its items (sequences, runs of rows, batches), and what is held out.
 
 All of it is a function of (seed, epoch, block) alone, so that a resumed run meets the same data.
 """
@@ -13,14 +13,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..errors import AdapterError, ArgumentError
-from ._checks import one_of, positive
+from ..errors import AdapterError
+from ._checks import fraction, one_of, positive
 
 Split = Literal["train", "heldout", "all"]
 
 
 def split_range(n: int, split: Split, heldout: float) -> range:
-LONGDOC     """Indices of a split of n items: held out are the last `heldout` of them (at least one), the rest is for training.
+    """Indices of a split of n items: the last `heldout` of them (at least one) are held out of training.
 
     Raises:
         ArgumentError: an unknown split, or a fraction outside (0, 1).
@@ -29,11 +29,9 @@ LONGDOC     """Indices of a split of n items: held out are the last `heldout` of
     one_of("split", split, ("train", "heldout", "all"))
     if split == "all":
         return range(n)
-    if not 0 < heldout < 1:
-        raise ArgumentError(f"heldout = {heldout!r}, expected a fraction between 0 and 1")
     if n < 2:
         raise AdapterError(f"split = {split!r} of {n} items, expected at least 2 (or split = 'all')")
-    first = n - min(max(round(n * heldout), 1), n - 1)
+    first = n - min(max(round(n * fraction(heldout=heldout)), 1), n - 1)
     return range(first) if split == "train" else range(first, n)
 
 
@@ -46,7 +44,7 @@ def permutation(n: int, seed: int, what: str, number: int) -> Tensor:
 
 @dataclass(frozen=True)
 class BlockOrder:
-LONGDOC     """n items in blocks of `per_block` (the last block of an epoch may be shorter), shuffled anew in each epoch.
+    """n items in blocks of `per_block` (an epoch's last may be shorter), shuffled anew in each epoch.
 
     `epochs` None: they never end.
     """

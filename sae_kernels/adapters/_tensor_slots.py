@@ -1,4 +1,4 @@
-LONGDOC """The first tensor in a module's arguments or output, and how to swap it without touching what surrounds it."""
+"""The first tensor in a module's arguments or output, and how to swap it and keep what surrounds it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ WHOLE = object()  # the slot of an output that is itself the tensor
 
 
 def first_input(args: tuple[Any, ...], kwargs: Mapping[str, Any], order: Sequence[str]) -> int | str | None:
-LONGDOC     """Position or keyword of the first tensor, keywords in the order of forward's parameters; None without one."""
+    """Position or keyword of the first tensor, in the order of forward's parameters; None without one."""
     for i, value in enumerate(args):
         if isinstance(value, Tensor):
             return i
@@ -36,7 +36,7 @@ def set_input(
 
 
 def first_output(output: Any) -> Any:
-LONGDOC     """Key of the first tensor at the top level of a mapping or sequence, WHOLE for a tensor, None without one."""
+    """Key of the first tensor in a mapping or sequence (top level), WHOLE for a tensor, None without one."""
     if isinstance(output, Tensor):
         return WHOLE
     if isinstance(output, Mapping):  # ModelOutput too

@@ -1,4 +1,4 @@
-LONGDOC """What an adapter offers to training, evaluation and steering. Any object of these shapes will do; nothing to inherit."""
+"""What an adapter offers to training, evaluation and steering: protocols, so nothing to inherit."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ class ActivationBatch:
             )
         if not self.input.is_floating_point() or self.input.dtype != self.target.dtype:
             raise DtypeError(
-                f"activations: input {describe(self.input)}, target {describe(self.target)}; expected one floating dtype"
+                f"activations: input {describe(self.input)}, target {describe(self.target)}; "
+                "expected one floating dtype"
             )
         for name in ("ids", "sequence", "position"):
             value: Tensor | None = getattr(self, name)
@@ -123,11 +124,11 @@ class LanguageModel(Protocol):
         ...
 
     def intervene(self, replace: Mapping[str, Replace]) -> AbstractContextManager[None]:
-LONGDOC         """Within the block, activations at a point become `replace[point](activation)`, same shape and dtype."""
+        """Within the block, activations at a point become `replace[point](activation)`, of the same shape."""
         ...
 
     def generate(self, prompt: str, n_tokens: int, *, seed: int = 0, temperature: float = 1.0) -> str:
-LONGDOC         """The prompt's continuation: at most n_tokens sampled tokens, the likeliest each time at temperature 0."""
+        """The prompt's continuation: at most n_tokens sampled tokens (the likeliest at temperature 0)."""
         ...
 
     def d_of(self, point: str) -> int:
@@ -137,7 +138,7 @@ LONGDOC         """The prompt's continuation: at most n_tokens sampled tokens, t
 
 @runtime_checkable
 class LanguageSource(ActivationSource, Protocol):
-LONGDOC     """A source that reads a language model: what evaluation needs to replace activations and compare losses."""
+    """A source that reads a language model: evaluation replaces activations and compares losses."""
 
     model: LanguageModel
     sequences: Tensor  # (n, context_length), token ids

@@ -1,9 +1,8 @@
 """Hook points: where in a `torch.nn.Module` activations are read or replaced.
 
 Grammar: `<dotted module name>[:in|:out]`. `model.layers.3.mlp` and `model.layers.3.mlp:out` are the module's
-    output (its
-first tensor, where it returns a tuple, a dict or a ModelOutput); `model.layers.3.mlp:in` is its first tensor
-input, in the order of `forward`'s parameters. `:in` and `:out` alone are the whole model.
+output (its first tensor, where it returns a tuple, a dict or a ModelOutput); `model.layers.3.mlp:in` is its
+first tensor input, in the order of `forward`'s parameters. `:in` and `:out` alone are the whole model.
 """
 
 from __future__ import annotations
@@ -46,7 +45,9 @@ class HookPoint:
         if isinstance(text, HookPoint):
             return text
         if not isinstance(text, str) or not text:
-            raise ArgumentError(f"hook point {text!r}: expected 'module.name', 'module.name:in' or 'module.name:out'")
+            raise ArgumentError(
+                f"hook point {text!r}: expected 'module.name', optionally with ':in' or ':out'"
+            )
         module, colon, side = text.partition(":")
         return cls(module, side if colon else "out")
 
@@ -64,7 +65,7 @@ class HookPoint:
 
 
 class _Stop(BaseException):
-LONGDOC     """Ends a forward pass early. Not an Exception, so that a model's own `except Exception` lets it through."""
+    """Ends a forward pass early; no Exception, so that a model's own `except Exception` lets it through."""
 
 
 @contextmanager
@@ -83,8 +84,7 @@ def capture(
     `stop_early`: leave the forward pass, and the `with` block, once every point has been seen.
 
     Raises:
-        AdapterError: a point was never reached, has no tensor, or its module ran twice (which call is
-            meant?).
+        AdapterError: a point was never reached, has no tensor, or its module ran twice.
         UnknownNameError, ArgumentError: see `HookPoint`.
     """
     wanted: dict[HookPoint, list[str]] = {}
@@ -97,8 +97,8 @@ def capture(
         keys = wanted[point]
         if keys[0] in seen:
             raise AdapterError(
-                f"hook point '{point}': its module ran twice in one capture; expected one forward pass, and a module "
-                "that runs once in it"
+                f"hook point '{point}': its module ran twice in one capture; "
+                "expected one forward pass, and a module that runs once in it"
             )
         seen.update(dict.fromkeys(keys, activation.clone()))
         if stop_early and all(keys[0] in seen for keys in wanted.values()):
@@ -154,7 +154,7 @@ def intervene(model: nn.Module, replace: Mapping[str, Replace]) -> Generator[Non
 def _watch(
     handles: ExitStack, model: nn.Module, point: HookPoint, look: Callable[[HookPoint, Tensor], Tensor | None]
 ) -> None:
-LONGDOC     """Call `look(point, activation)` whenever the point is passed; a tensor it returns takes the activation's place."""
+    """Call `look(point, activation)` whenever the point is passed; a tensor it returns is passed on."""
     module = point.resolve(model)
     if point.side == "in":
         order = list(inspect.signature(module.forward).parameters)
@@ -162,7 +162,7 @@ LONGDOC     """Call `look(point, activation)` whenever the point is passed; a te
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             slot = slots.first_input(args, kwargs, order)
             if slot is None:
-                raise AdapterError(f"hook point '{point}': {type(module).__name__} was called without a tensor")
+                raise AdapterError(f"hook point '{point}': called without a tensor")
             new = look(point, slots.get_input(args, kwargs, slot))
             return None if new is None else slots.set_input(args, kwargs, slot, new)
 
@@ -173,8 +173,7 @@ LONGDOC     """Call `look(point, activation)` whenever the point is passed; a te
             slot = slots.first_output(output)
             if slot is None:
                 raise AdapterError(
-                    f"hook point '{point}': {type(module).__name__} returned {type(output).__name__} without a tensor "
-                    "at its top level"
+                    f"hook point '{point}': returned {type(output).__name__} without a tensor in it"
                 )
             new = look(point, slots.get_output(output, slot))
             return None if new is None else slots.set_output(output, slot, new)
@@ -184,7 +183,9 @@ LONGDOC     """Call `look(point, activation)` whenever the point is passed; a te
 
 def _check_replacement(point: HookPoint, old: Tensor, new: object) -> None:
     if not isinstance(new, Tensor):
-        raise AdapterError(f"hook point '{point}': replacement is {type(new).__name__}, expected a tensor {describe(old)}")
+        raise AdapterError(
+            f"hook point '{point}': replacement {type(new).__name__}, expected {describe(old)}"
+        )
     for attribute, error in (("shape", ShapeError), ("dtype", DtypeError), ("device", DeviceError)):
         if getattr(new, attribute) != getattr(old, attribute):
             raise error(f"hook point '{point}': replacement {describe(new)}, expected {describe(old)}")

@@ -12,17 +12,17 @@ from torch import Tensor
 
 from ..errors import AdapterError, ArgumentError, describe
 from . import hook_points
-from ._checks import need, one_of, positive
+from ._checks import need, one_of, paths, positive
 from ._order import Split, split_range
 from .hook_points import Replace
 from .text_activations import TextActivations, pack
-from .texts import STDLIB, check_text_argument, read_texts, stdlib_texts
+from .texts import STDLIB, read_texts, stdlib_texts
 
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 class HuggingFaceModel:
-LONGDOC     """A `LanguageModel` around a transformers causal model (`.module`) and its tokenizer. Puts the model in eval mode."""
+    """A `LanguageModel`: a transformers causal model (`.module`, put in eval mode) and its tokenizer."""
 
     def __init__(self, module: torch.nn.Module, tokenizer: Any) -> None:
         self.module: Any = module.eval()
@@ -55,13 +55,16 @@ LONGDOC     """A `LanguageModel` around a transformers causal model (`.module`) 
         one_of("dtype", dtype, _DTYPES)
         transformers = need("transformers")
         name = str(model)
-        options: dict[str, Any] = {"local_files_only": local_files_only or Path(name).is_dir(), "revision": revision}
+        local = local_files_only or Path(name).is_dir()
+        options: dict[str, Any] = {"local_files_only": local, "revision": revision}
         try:
             with _quiet(transformers):
                 tokenizer = transformers.AutoTokenizer.from_pretrained(name, **options)
                 module = transformers.AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **options)
-        except (OSError, ValueError) as error:  # what transformers raises for files that are missing or foreign
-            raise AdapterError(f"model {name!r} can't be opened as a causal language model: {error}") from error
+        except (OSError, ValueError) as error:  # files missing or foreign
+            raise AdapterError(
+                f"model {name!r} can't be opened as a causal language model: {error}"
+            ) from error
         return cls(module.to(device), tokenizer)
 
     def tokenize(self, text: str) -> Tensor:
@@ -90,7 +93,7 @@ LONGDOC     """A `LanguageModel` around a transformers causal model (`.module`) 
         return seen if ids.ndim == 2 else {point: activation[0] for point, activation in seen.items()}
 
     def intervene(self, replace: Mapping[str, Replace]) -> AbstractContextManager[None]:
-LONGDOC         """See `hook_points.intervene`. While generating, an activation is of the prompt first, then of one token at a time."""
+        """See `hook_points.intervene`. While generating, the prompt comes first, then one token at a time."""
         return hook_points.intervene(self.module, replace)
 
     @torch.no_grad()
@@ -104,7 +107,7 @@ LONGDOC         """See `hook_points.intervene`. While generating, an activation 
         if not temperature >= 0:
             raise ArgumentError(f"temperature = {temperature!r}, expected a number >= 0")
         start = [] if self.bos_id is None else [self.bos_id]
-        ids = self._batch(torch.cat([torch.tensor(start, dtype=torch.int64), self.tokenize(prompt)]), n_tokens)
+        ids = self._batch(torch.cat([torch.tensor(start).long(), self.tokenize(prompt)]), n_tokens)
         random = torch.Generator(ids.device).manual_seed(seed)
         new: list[int] = []
         cache = None
@@ -125,12 +128,12 @@ LONGDOC         """See `hook_points.intervene`. While generating, an activation 
         return self._d[point]
 
     def _batch(self, ids: Tensor, more: int = 0) -> Tensor:
-LONGDOC         """`ids` as (sequences, tokens) on the model's device, checked before an embedding is indexed with them."""
+        """`ids` as (sequences, tokens) on the model's device, checked before they index an embedding."""
         if ids.ndim not in (1, 2) or ids.is_floating_point() or ids.numel() == 0:
-            raise ArgumentError(f"ids {describe(ids)}, expected (tokens,) or (sequences, tokens) int64, not empty")
+            raise ArgumentError(f"ids {describe(ids)}, expected (tokens,) or (sequences, tokens), not empty")
         length = ids.shape[-1] + more
         if self.max_context is not None and length > self.max_context:
-            raise ArgumentError(f"{length} tokens in a sequence, expected at most {self.max_context} for this model")
+            raise ArgumentError(f"{length} tokens in a sequence, the model takes at most {self.max_context}")
         vocabulary = self.module.get_input_embeddings().num_embeddings
         low, high = int(ids.min()), int(ids.max())
         if low < 0 or high >= vocabulary:
@@ -176,7 +179,7 @@ def open_source(
     local_files_only: never ask the network
     revision: of a hub model
     """
-    check_text_argument(text)
+    paths("text", text, f", or {STDLIB!r}")
     one_of("split", split, ("train", "heldout", "all"))
     language_model = HuggingFaceModel.load(
         model, dtype=dtype, device=device, local_files_only=local_files_only, revision=revision
@@ -203,12 +206,14 @@ def open_source(
 def _sample(logits: Tensor, temperature: float, random: torch.Generator) -> Tensor:
     if temperature == 0:
         return logits.argmax()
-    return torch.multinomial(torch.softmax((logits - logits.max()) / temperature, dim=-1), 1, generator=random)[0]
+    return torch.multinomial(
+        torch.softmax((logits - logits.max()) / temperature, dim=-1), 1, generator=random
+    )[0]
 
 
 @contextmanager
 def _quiet(transformers: Any) -> Generator[None]:
-LONGDOC     """Without transformers' progress bar for loading weights: small models flash it, and ours is the only one shown."""
+    """Without transformers' progress bar for loading weights, which small models only flash."""
     logging = transformers.utils.logging
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()

@@ -7,9 +7,9 @@ one dtype.
 from __future__ import annotations
 
 import bisect
+import itertools
 import os
-import tempfile
-from collections.abc import Iterable
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import AdapterError, ArgumentError, DtypeError, FormatError, ShapeError, describe
-from ._checks import need, positive
+from ..errors import AdapterError, DtypeError, FormatError, ShapeError, describe
+from ._checks import fraction, need, paths, positive
 from ._order import BlockOrder, Split, split_range
 from .base import ActivationBatch
 
@@ -33,14 +33,13 @@ class TensorActivations:
     as they lie. `split` and `heldout` as in `open_source`; they too count in runs.
 
     Raises:
-        FormatError: a shard is truncated, foreign or unlike the first; names file, tensor, found and
-            expected.
+        FormatError: a shard is truncated, foreign or unlike the first; names file and tensor.
         AdapterError: there are no shards, or no rows.
     """
 
     def __init__(
         self,
-        path: str | Path | Iterable[str | Path],
+        path: str | Path | Sequence[str | Path],
         *,
         block_rows: int = 16384,
         run_rows: int = 256,
@@ -51,13 +50,17 @@ class TensorActivations:
         epochs: int | None = 1,
     ) -> None:
         positive(block_rows=block_rows, run_rows=run_rows)
+        paths("path", path)
         self.files = shard_files(path)
-        self._handles, self._first_run = [], [0]
-        self._shapes: dict[str, tuple[torch.dtype, int]] = {}
+        self._handles: list[Any] = []
         self._n_rows: list[int] = []
+        self._shapes: dict[str, tuple[torch.dtype, int]] = {}
         for file in self.files:
-            self._add(file, run_rows)
+            self._add(file)
+        if split != "all":  # little data: runs short enough that some can be held out
+            run_rows = min(run_rows, max(int(sum(self._n_rows) * fraction(heldout=heldout)), 1))
         self.run_rows = run_rows
+        self._first_run = [0, *itertools.accumulate(-(-n // run_rows) for n in self._n_rows)]
         self._runs = split_range(self._first_run[-1], split, heldout)
         self.order = BlockOrder(len(self._runs), max(block_rows // run_rows, 1), shuffle, seed, epochs)
         self.n_blocks = self.order.n_blocks
@@ -87,7 +90,7 @@ class TensorActivations:
             parts.append(self._handles[shard].get_slice(name)[start:stop])
         return torch.cat(parts)
 
-    def _add(self, file: Path, run_rows: int) -> None:
+    def _add(self, file: Path) -> None:
         handle, shapes, n_rows = _open_shard(file)
         if not self._shapes:
             self._shapes = shapes
@@ -100,15 +103,14 @@ class TensorActivations:
             if (dtype, d) != self._shapes[name]:
                 first_dtype, first_d = self._shapes[name]
                 raise FormatError(
-                    f"{file}: tensor {name!r} has width {d} and {dtype}, expected {first_d} and {first_dtype} as in "
-                    f"{self.files[0]}"
+                    f"{file}: tensor {name!r} has width {d} and {dtype}, "
+                    f"expected {first_d} and {first_dtype} as in {self.files[0]}"
                 )
         self._handles.append(handle)
         self._n_rows.append(n_rows)
-        self._first_run.append(self._first_run[-1] - (-n_rows // run_rows))
 
 
-def shard_files(path: str | Path | Iterable[str | Path]) -> list[Path]:
+def shard_files(path: str | Path | Sequence[str | Path]) -> list[Path]:
     """A file, the .safetensors files of a folder in order of name, or each of a list.
 
     Raises:
@@ -135,24 +137,20 @@ def write_shard(path: str | Path, input: Tensor, target: Tensor | None = None) -
     tensors = {"input": input} if target is None or target is input else {"input": input, "target": target}
     for name, tensor in tensors.items():
         if tensor.ndim != 2 or len(tensor) != len(input):
-            raise ShapeError(
-                f"{name} {describe(tensor)}, expected ({len(input) if input.ndim == 2 else 'rows'}, d)"
-            )
+            raise ShapeError(f"{name} {describe(tensor)}, expected (rows, d), as many rows in each")
         if tensor.dtype != input.dtype or tensor.dtype not in _DTYPES.values():
             raise DtypeError(f"{name} {describe(tensor)}, expected one floating dtype for all tensors")
     save = need("safetensors.torch").save
-    data = save(
-        {
-            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-            for name, tensor in tensors.items()
-        }
-    )
-    _write_atomically(Path(path), data)
+    # cloned, because safetensors refuses tensors that share memory
+    copies = {
+        name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()
+    }
+    _write_atomically(Path(path), save(copies))
 
 
 def open_source(
     *,
-    path: str | list[str],
+    path: str | Path | list[str],
     split: Split = "train",
     heldout: float = 0.05,
     block_rows: int = 16384,
@@ -201,7 +199,7 @@ def _open_shard(file: Path) -> tuple[Any, dict[str, tuple[torch.dtype, int]], in
         shape, dtype = view.get_shape(), view.get_dtype()
         if len(shape) != 2 or shape[1] == 0 or dtype not in _DTYPES:
             raise FormatError(
-                f"{file}: tensor {name!r} is {tuple(shape)} {dtype}, expected (rows, d) of {', '.join(_DTYPES)}"
+                f"{file}: tensor {name!r} is {tuple(shape)} {dtype}, expected (rows, d), {'/'.join(_DTYPES)}"
             )
         shapes[name], n_rows[name] = (_DTYPES[dtype], shape[1]), shape[0]
     if len({dtype for dtype, _ in shapes.values()}) > 1 or len(set(n_rows.values())) > 1:
@@ -211,16 +209,16 @@ def _open_shard(file: Path) -> tuple[Any, dict[str, tuple[torch.dtype, int]], in
 
 
 def _write_atomically(path: Path, data: bytes) -> None:
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         with suppress(OSError):
-            os.unlink(temporary)
+            temporary.unlink()
         raise
 
 

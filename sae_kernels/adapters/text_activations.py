@@ -23,7 +23,7 @@ def pack(
 
     The texts are laid end to end, an end-of-text token after each (the beginning-of-text token where there is
     no such), and cut; each piece starts with the beginning-of-text token, if the model has one. What is left
-    at the end is dropped. `max_tokens` stops reading once there are as many.
+    at the end is dropped. `max_tokens` is the most to take of the laid-out tokens.
 
     Raises:
         ArgumentError: a context length the model can't take.
@@ -33,9 +33,11 @@ def pack(
     prefix = [] if model.bos_id is None else [model.bos_id]
     body = context_length - len(prefix)
     if body < 1:
-        raise ArgumentError(f"context_length = {context_length}, expected at least 2: one is the beginning-of-text token")
+        raise ArgumentError(
+            f"context_length = {context_length}, expected at least 2: one token begins the text"
+        )
     if model.max_context is not None and context_length > model.max_context:
-        raise ArgumentError(f"context_length = {context_length}, expected at most {model.max_context} for this model")
+        raise ArgumentError(f"context_length = {context_length}, the model takes at most {model.max_context}")
     separator = [i for i in (model.eos_id, model.bos_id) if i is not None][:1]
 
     end = torch.tensor(separator, dtype=torch.int32)
@@ -46,6 +48,7 @@ def pack(
         total += len(ids) + len(end)
         if max_tokens is not None and total >= max_tokens:
             break
+    total = min(total, max_tokens or total)
     n = total // body
     if n == 0:
         raise AdapterError(f"the texts give {total} tokens, expected at least {body} for one sequence")
@@ -55,7 +58,7 @@ def pack(
 
 
 class TextActivations:
-LONGDOC     """An `ActivationSource` (a `LanguageSource`): block i reads some sequences and keeps the tokens that are not special.
+    """A `LanguageSource`: block i reads some sequences and keeps the tokens that are not special.
 
     `hook_out` None: target is input (an autoencoder). With `shuffle`, each epoch takes the sequences in a new
     seeded order and mixes the rows of a block; without, all stays in reading order. `forward_sequences` go
@@ -96,10 +99,12 @@ LONGDOC     """An `ActivationSource` (a `LanguageSource`): block i reads some se
         ids = self.sequences[chosen].long()
         keep = ~torch.isin(ids, self._special)
         inputs, targets = [], []
-        for part, kept in zip(ids.split(self.forward_sequences), keep.split(self.forward_sequences), strict=True):
+        n = self.forward_sequences
+        for part, kept in zip(ids.split(n), keep.split(n), strict=True):
             seen = self.model.activations(part, {self.hook_in, self.hook_out})
             inputs.append(self._rows(seen, self.hook_in, kept))
-            targets.append(self._rows(seen, self.hook_out, kept) if self.hook_out != self.hook_in else inputs[-1])
+            if self.hook_out != self.hook_in:
+                targets.append(self._rows(seen, self.hook_out, kept))
         sequence, position = keep.nonzero(as_tuple=True)
         labels = {"ids": ids[keep], "sequence": chosen[sequence], "position": position}
         order = self.order.rows(index, len(position))
@@ -112,10 +117,11 @@ LONGDOC     """An `ActivationSource` (a `LanguageSource`): block i reads some se
 
     def _rows(self, seen: dict[str, Tensor], point: str, keep: Tensor) -> Tensor:
         activation = seen[point]
-        rows = activation.reshape(-1, activation.shape[-1])  # some modules see (tokens, d), most (sequences, tokens, d)
+        rows = activation.reshape(-1, activation.shape[-1])  # some modules see (tokens, d)
         if len(rows) != keep.numel():
             raise AdapterError(
-                f"hook point {point!r}: {describe(activation)} for {tuple(keep.shape)} tokens, expected one row per token"
+                f"hook point {point!r}: {describe(activation)} for {tuple(keep.shape)} tokens, "
+                "expected one row per token"
             )
         return rows[keep.flatten().to(rows.device)]
 

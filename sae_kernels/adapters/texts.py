@@ -1,4 +1,4 @@
-LONGDOC """Texts to read a language model on: (name, text) pairs from files, folders, lists, or the Python installation."""
+"""Texts for a language model to read: (name, text) pairs from files, folders or Python's own library."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ..errors import AdapterError, ArgumentError
+from ..errors import AdapterError
 from ..specs import resolve
 from ._order import Split
 
@@ -45,7 +45,7 @@ def _read_path(path: Path) -> Iterator[tuple[str, str]]:
         for file in files:
             yield from _read_path(file)
     elif not path.exists():
-        raise AdapterError(f"{path}: no such file or folder, expected a text file, a folder of them or {STDLIB!r}")
+        raise AdapterError(f"{path}: no such file or folder, expected texts or {STDLIB!r}")
     elif path.suffix == ".jsonl":
         yield from _read_jsonl(path)
     else:
@@ -65,14 +65,7 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, str]]:
             except (json.JSONDecodeError, TypeError, KeyError):
                 text = None
             if not isinstance(text, str):
-                raise AdapterError(f'{path}, line {number}: found {line.strip()[:60]!r}, expected {{"text": "…"}}')
+                raise AdapterError(
+                    f'{path}, line {number}: found {line.strip()[:60]!r}, expected {{"text": "…"}}'
+                )
             yield f"{path}:{number}", text
-
-
-def check_text_argument(text: object) -> None:
-    """Raise ArgumentError unless it is a path, a list of paths, or "python-stdlib"."""
-    ok = isinstance(text, (str, Path)) or (
-        isinstance(text, (list, tuple)) and bool(text) and all(isinstance(t, (str, Path)) for t in text)
-    )
-    if not ok or text == "":
-        raise ArgumentError(f"text = {text!r}, expected a path, a list of paths, or {STDLIB!r}")
