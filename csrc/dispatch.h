@@ -1,0 +1,13 @@
+// Which table of kernels this machine runs.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "sae_kernels/kernels.h"
+
+// Instruction sets that are built and that this machine runs, best first.
+std::vector<std::string> available_isas();
+
+// The table in use: chosen on the first call, by SAE_KERNELS_ISA where that is set, else the best one.
+// Throws std::invalid_argument, naming what is available, where the variable asks for anything else.
+const sk_kernels& active_kernels();

@@ -1,0 +1,104 @@
+/* The C ABI of sae_kernels' CPU kernels: one table of function pointers, stdint only.
+ *
+ * Python hands it out as `sae_kernels._cpu.kernels_capsule()`, a capsule named SAE_KERNELS_CAPSULE whose
+ * pointer is a `const sk_kernels *` that lives as long as the process. A native plugin needs this header
+ * and nothing else (neither libtorch nor nanobind):
+ *
+ *     const sk_kernels *sk = (const sk_kernels *)PyCapsule_GetPointer(capsule, SAE_KERNELS_CAPSULE);
+ *     if (sk->abi != SAE_KERNELS_ABI || SK_LACKS(sk, spmm)) ...  // older host: say so
+ *
+ * Within one ABI version the table only grows at its end; `size` tells how far this host's reaches.
+ *
+ * Every kernel checks indices, offsets and rows before it follows them, allocates nothing that outlives the
+ * call, gives the same bits for any number of threads, and may be called without the GIL. `threads` below 1
+ * counts as 1; in a forked child everything runs on one thread, since OpenMP's pool does not survive a fork.
+ */
+#ifndef SAE_KERNELS_KERNELS_H
+#define SAE_KERNELS_KERNELS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define SAE_KERNELS_ABI 1
+#define SAE_KERNELS_CAPSULE "sae_kernels.kernels.v1"
+#define SK_LACKS(table, entry) ((table)->size <= offsetof(sk_kernels, entry) || !(table)->entry)
+
+/* Element types of matrices and values; sums are always fp32. */
+enum { SK_F32 = 0, SK_BF16 = 1, SK_F16 = 2 };
+
+/* Outcome of a call. `position` is where the offending number lies in its array, `value` what it is. */
+enum {
+  SK_OK = 0,
+  SK_NO_MEMORY = 1,
+  SK_BAD_DTYPE = 2,        /* value: the dtype */
+  SK_BAD_SIZE = 3,         /* sizes that contradict each other */
+  SK_BAD_INDEX = 4,        /* indices[position] = value lies outside [0, number of latents) */
+  SK_BAD_OFFSET = 5,       /* offsets[position] = value: they must rise from 0 to nnz */
+  SK_BAD_ROW = 6,          /* rows[position] = value lies outside the matrix */
+  SK_DUPLICATE_ROW = 7,    /* rows[position] = value was listed before */
+  SK_BAD_STEP = 8,         /* last_step[position] = value lies outside [0, step] */
+  SK_BAD_PREFIX = 9        /* prefixes[position] = value: they must rise strictly, within [0, latents] */
+};
+typedef struct { int32_t code; int32_t reserved; int64_t position, value; } sk_status;
+
+/* Sparse codes of n rows. Fixed width: offsets is NULL, row r is slots [r*k, r*k + k) and nnz = n*k.
+ * Ragged: row r is slots [offsets[r], offsets[r+1]). A slot whose value is 0 is empty: it adds nothing, not
+ * even 0*inf. Arrays are contiguous. `values` may be NULL where an op does not read it. */
+typedef struct {
+  const void *values;
+  const int32_t *indices;
+  const int64_t *offsets;
+  int64_t n, k, nnz;
+} sk_codes;
+
+/* Row-major matrices: `stride` elements from one row to the next, 1 from one column to the next. */
+typedef struct { const void *data; int64_t rows, cols, stride; } sk_matrix;
+typedef struct { void *data; int64_t rows, cols, stride; } sk_output;
+
+/* adam_rows. rows NULL: every row. last_step NULL: nothing to replay; else row r first replays steps
+ * last_step[r]+1 .. step-1 with a zero gradient. grad.data NULL: the step itself has a zero gradient too.
+ * lrs[t-1] is the learning rate of step t. grad is (M, d), or (number of rows, d) where rows is given. */
+typedef struct {
+  sk_output param, exp_avg, exp_avg_sq; /* (M, d): T, fp32, fp32 */
+  sk_matrix grad;                       /* T */
+  const int32_t *rows;
+  int64_t *last_step;                   /* (M,) */
+  const double *lrs;
+  int64_t row_count, lr_count, step;
+  double beta1, beta2, eps;
+  int32_t unit_norm, remove_parallel;
+} sk_adam;
+
+typedef struct sk_kernels {
+  int32_t abi;     /* SAE_KERNELS_ABI */
+  int32_t size;    /* sizeof(sk_kernels) of the host */
+  const char *isa; /* "baseline", "avx2", "avx512", "amx" */
+
+  /* out (n, d) = codes @ w */
+  sk_status (*spmm)(int32_t dtype, sk_codes codes, sk_matrix w, sk_output out, int32_t threads);
+  /* out (m, d) = codes^T @ x; latents that nothing uses become 0 */
+  sk_status (*spmm_t)(int32_t dtype, sk_codes codes, sk_matrix x, sk_output out, int32_t threads);
+  /* out[slot] = a[row] . b[index]; 0 where gate (NULL: everywhere open) is 0, untouched memory there */
+  sk_status (*sddmm)(int32_t dtype, sk_matrix a, sk_matrix b, sk_codes codes, const void *gate, void *out,
+                     int32_t threads);
+  /* stable sort by latent: latent_offsets (m+1,), order (nnz,) flat slots, rows (nnz,) their rows */
+  sk_status (*transpose)(sk_codes codes, int64_t m, int64_t *latent_offsets, int64_t *order, int32_t *rows,
+                         int32_t threads);
+  /* out (count*n, d): rows [p*n, p*n + n) = the codes whose index < prefixes[p], @ w */
+  sk_status (*prefix_decode)(int32_t dtype, sk_codes codes, sk_matrix w, const int64_t *prefixes, int64_t count,
+                             sk_output out, int32_t threads);
+  sk_status (*adam_rows)(int32_t dtype, const sk_adam *job, int32_t threads);
+  /* keeps per latent the n best (value, then smaller token), sorted; unused entries are (-inf, -1).
+   * best_values (m, best) fp32 and best_tokens (m, best) int64 are contiguous; row r is token first_token+r */
+  sk_status (*latent_topn)(int32_t dtype, sk_codes codes, int64_t m, int64_t best, float *best_values,
+                           int64_t *best_tokens, int64_t first_token, int32_t threads);
+} sk_kernels;
+
+#ifdef __cplusplus
+}
+#endif
+#endif
