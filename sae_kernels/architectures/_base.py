@@ -1,0 +1,164 @@
+"""What an architecture is: a module with an encoder, a decoder, a loss, and a frozen configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from ..codes import SparseCodes
+from ..errors import ConfigError, ShapeError, describe, unknown
+from ..ops import decode
+
+
+@dataclass(frozen=True)
+class CoderConfig:
+    """Sizes every architecture has; each adds its own. Checked when built: a bad one never gets as far as a tensor."""
+
+    d_in: int
+    d_sae: int
+
+    def __post_init__(self) -> None:
+        for name in ("d_in", "d_sae"):
+            self.require_positive(name)
+
+    def require_positive(self, name: str) -> None:
+        """ConfigError unless the field is an int ≥ 1."""
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ConfigError(f"{name} = {value!r}, expected a positive integer")
+
+    def require_k(self, name: str = "k") -> None:
+        """ConfigError unless 1 ≤ k ≤ d_sae."""
+        self.require_positive(name)
+        if getattr(self, name) > self.d_sae:
+            raise ConfigError(f"{name} = {getattr(self, name)}, expected at most d_sae = {self.d_sae}")
+
+    @property
+    def d_out(self) -> int:
+        """Width of the reconstruction; a transcoder has its own."""
+        return self.d_in
+
+    @classmethod
+    def build(cls, **fields: Any) -> Self:
+        """From keyword values. Unknown or missing keys: ConfigError that names them and the nearest known one."""
+        known = {field.name: field for field in dataclasses.fields(cls) if field.init}
+        for name in fields:
+            if name not in known:
+                raise unknown(f"key of {cls.__name__}", name, known, ConfigError)
+        missing = [
+            name
+            for name, field in known.items()
+            if name not in fields
+            and field.default is dataclasses.MISSING
+            and field.default_factory is dataclasses.MISSING
+        ]
+        if missing:
+            raise ConfigError(f"{cls.__name__}: missing {', '.join(missing)}")
+        return cls(**fields)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields, as `build` takes them."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.init}
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What `SparseCoder.loss` returns. `total` is differentiable; `parts` are its terms, detached, by name."""
+
+    total: Tensor
+    parts: dict[str, Tensor]
+    codes: SparseCodes
+    reconstruction: Tensor
+
+
+class SparseCoder(nn.Module):
+    """Base of all architectures: x → codes → reconstruction of the target (x itself, or an MLP's output).
+
+    Parameters, by the rule of rows: W_enc (d_sae, d_in), b_enc (d_sae,), W_dec (d_sae, d_out), b_dec (d_out,).
+    A subclass sets `Config`, makes its parameters in `__init__`, and writes `encode` and `loss`; the rest has defaults.
+    """
+
+    Config: ClassVar[type[CoderConfig]] = CoderConfig
+    architecture: ClassVar[str] = ""  # the name it is registered under; saved files carry it
+
+    W_enc: Tensor
+    b_enc: Tensor
+    W_dec: Tensor
+    b_dec: Tensor
+
+    def __init__(self, config: CoderConfig) -> None:
+        super().__init__()
+        if not isinstance(config, self.Config):
+            raise ConfigError(f"{type(self).__name__}: config is a {type(config).__name__}, expected {self.Config.__name__}")
+        self.config = config
+
+    @property
+    def d_in(self) -> int:
+        """Width of the input."""
+        return self.config.d_in
+
+    @property
+    def d_out(self) -> int:
+        """Width of the reconstruction."""
+        return self.config.d_out
+
+    @property
+    def d_sae(self) -> int:
+        """Number of latents."""
+        return self.config.d_sae
+
+    def encode(self, x: Tensor) -> SparseCodes:
+        """x (…, d_in) → codes over d_sae latents."""
+        raise NotImplementedError(f"{type(self).__name__} must define encode")
+
+    def decode(self, codes: SparseCodes) -> Tensor:
+        """codes → (…, d_out): f W_dec + b_dec."""
+        return decode(codes, self.W_dec, self.b_dec)
+
+    def reconstruct(self, codes: SparseCodes, x: Tensor) -> Tensor:
+        """The reconstruction from (possibly edited) codes of x; differs from `decode` where x itself enters (a skip)."""
+        return self.decode(codes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (…, d_in) → reconstruction (…, d_out)."""
+        return self.reconstruct(self.encode(x), x)
+
+    def loss(self, x: Tensor, target: Tensor | None = None, *, dead: Tensor | None = None) -> Loss:
+        """The training loss of a batch x (N, d_in), target (N, d_out) (None: x). `dead`: bool (d_sae,), for AuxK."""
+        raise NotImplementedError(f"{type(self).__name__} must define loss")
+
+    def initialise(self, x: Tensor, target: Tensor) -> None:
+        """Set what depends on data (b_dec, say) from the first batch; called once, before the first step."""
+
+    def before_step(self) -> None:
+        """After backward, before the optimiser: a place to edit gradients."""
+
+    def after_step(self) -> None:
+        """After the optimiser: a place to renormalise."""
+
+    def check_target(self, x: Tensor, target: Tensor | None) -> Tensor:
+        """The target of x, x itself if None; ShapeError unless (…, d_out) with x's leading shape."""
+        if target is None:
+            if self.d_in != self.d_out:
+                raise ShapeError(f"{type(self).__name__}.loss: a target (…, {self.d_out}) is needed, d_in is {self.d_in}")
+            return x
+        if target.shape != (*x.shape[:-1], self.d_out):
+            raise ShapeError(
+                f"{type(self).__name__}.loss: target is {describe(target)}, expected {(*x.shape[:-1], self.d_out)}"
+            )
+        return target
+
+    def extra_repr(self) -> str:
+        """Shown by print(sae)."""
+        return ", ".join(f"{name}={value}" for name, value in self.config.to_dict().items())
+
+
+@torch.no_grad()
+def unit_rows(rows: Tensor) -> Tensor:
+    """Rows divided by their norm; rows of norm 0 stay."""
+    norms = rows.norm(dim=1, keepdim=True)
+    return torch.where(norms > 0, rows / norms, rows)

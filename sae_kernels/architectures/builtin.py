@@ -1,0 +1,16 @@
+"""The architectures of this package, as a plugin."""
+
+from __future__ import annotations
+
+from ..hookspecs import hookimpl
+from ..specs import Architecture
+
+
+@hookimpl
+def sae_kernels_architectures() -> list[Architecture]:
+    """topk and transcoder."""
+    here = __package__
+    return [
+        Architecture("topk", "TopK sparse autoencoder with AuxK (2406.04093)", f"{here}.topk:TopKCoder"),
+        Architecture("transcoder", "TopK transcoder, optional linear skip (2406.11944, 2501.18823)", f"{here}.transcoder:Transcoder"),
+    ]

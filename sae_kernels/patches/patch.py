@@ -1,0 +1,60 @@
+"""`patch`: someone else's module, faster, until undone."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+from torch import nn
+
+from .. import registry
+from ..errors import BackendError
+from ..ops import explain
+from ..specs import resolve
+
+_patched: weakref.WeakKeyDictionary[nn.Module, "PatchHandle"] = weakref.WeakKeyDictionary()
+
+
+class PatchHandle:
+    """Undoes a patch: call `undo()`, or use it as a context manager. Undoing twice does nothing."""
+
+    def __init__(self, module: nn.Module, name: str, undo: Callable[[], None]) -> None:
+        self.name = name
+        self._module = weakref.ref(module)
+        self._undo: Callable[[], None] | None = undo
+
+    def undo(self) -> None:
+        """Give the module its own methods back."""
+        if self._undo is not None:
+            self._undo()
+            self._undo = None
+            module = self._module()
+            if module is not None:
+                _patched.pop(module, None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.undo()
+
+
+def patch(module: nn.Module) -> PatchHandle:
+    """Make one instance of a known library's module faster, keeping its semantics.
+
+    Patching a patched module returns the same handle. `explain("patch", module)` says what each registered patch thinks of it.
+
+    Raises:
+        BackendError: every registered patch declined; the message holds their reasons.
+    """
+    handle = _patched.get(module)
+    if handle is not None:
+        return handle
+    for spec in registry.patches.all():
+        if resolve(spec.why_not)(module) is None:
+            undo: Any = resolve(spec.apply)(module)
+            handle = _patched[module] = PatchHandle(module, spec.name, undo)
+            return handle
+    raise BackendError(f"patch: no registered patch takes this module\n{explain('patch', module)}")
