@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from ..errors import AdapterError, ArgumentError, describe
@@ -57,14 +58,26 @@ class HuggingFaceModel:
         name = str(model)
         local = local_files_only or Path(name).is_dir()
         options: dict[str, Any] = {"local_files_only": local, "revision": revision}
+        foreign = (
+            OSError,
+            ValueError,
+            RuntimeError,
+            need("safetensors").SafetensorError,
+        )  # as transformers raises
         try:
             with _quiet(transformers):
                 tokenizer = transformers.AutoTokenizer.from_pretrained(name, **options)
-                module = transformers.AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **options)
-        except (OSError, ValueError) as error:  # files missing or foreign
+                module, loading = transformers.AutoModelForCausalLM.from_pretrained(
+                    name, dtype=dtype, output_loading_info=True, **options
+                )
+        except foreign as error:
             raise AdapterError(
                 f"model {name!r} can't be opened as a causal language model: {error}"
             ) from error
+        if missing := sorted(loading["missing_keys"]):  # transformers fills them at random
+            raise AdapterError(
+                f"model {name!r}: weights without {len(missing)} tensors: {', '.join(missing[:5])}"
+            )
         return cls(module.to(device), tokenizer)
 
     def tokenize(self, text: str) -> Tensor:
@@ -110,15 +123,17 @@ class HuggingFaceModel:
         ids = self._batch(torch.cat([torch.tensor(start).long(), self.tokenize(prompt)]), n_tokens)
         random = torch.Generator(ids.device).manual_seed(seed)
         new: list[int] = []
-        cache = None
+        past: dict[str, Any] = {}
         for _ in range(n_tokens):
-            out = self.module(input_ids=ids, past_key_values=cache, use_cache=True)
+            out = self.module(input_ids=ids, use_cache=True, **past)
             token = _sample(out.logits[0, -1].float(), temperature, random)
             if int(token) == self.eos_id:
                 break
             new.append(int(token))
-            cache = out.past_key_values
-            ids = token.view(1, 1) if cache is not None else torch.cat([ids, token.view(1, 1)], dim=1)
+            if (cache := out.get("past_key_values")) is not None:
+                past, ids = {"past_key_values": cache}, token.view(1, 1)
+            else:  # a model without a cache of this kind (Mamba, say) reads it all again
+                ids = torch.cat([ids, token.view(1, 1)], dim=1)
         return self.detokenize(torch.tensor(new, dtype=torch.int64))
 
     def d_of(self, point: str) -> int:

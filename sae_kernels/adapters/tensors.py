@@ -14,11 +14,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import safetensors
+import safetensors.torch
 import torch
 from torch import Tensor
 
 from ..errors import AdapterError, DtypeError, FormatError, ShapeError, describe
-from ._checks import fraction, need, paths, positive
+from ._checks import fraction, paths, positive
 from ._order import BlockOrder, Split, split_range
 from .base import ActivationBatch
 
@@ -140,12 +142,11 @@ def write_shard(path: str | Path, input: Tensor, target: Tensor | None = None) -
             raise ShapeError(f"{name} {describe(tensor)}, expected (rows, d), as many rows in each")
         if tensor.dtype != input.dtype or tensor.dtype not in _DTYPES.values():
             raise DtypeError(f"{name} {describe(tensor)}, expected one floating dtype for all tensors")
-    save = need("safetensors.torch").save
     # cloned, because safetensors refuses tensors that share memory
     copies = {
         name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()
     }
-    _write_atomically(Path(path), save(copies))
+    _write_atomically(Path(path), safetensors.torch.save(copies))
 
 
 def open_source(
@@ -183,7 +184,6 @@ def open_source(
 
 def _open_shard(file: Path) -> tuple[Any, dict[str, tuple[torch.dtype, int]], int]:
     """An open memory map, (dtype, width) by tensor name, and the number of rows."""
-    safetensors = need("safetensors")
     try:
         handle = safetensors.safe_open(file, framework="pt")
     except (safetensors.SafetensorError, OSError) as error:
