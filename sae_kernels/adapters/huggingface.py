@@ -58,19 +58,13 @@ class HuggingFaceModel:
         name = str(model)
         local = local_files_only or Path(name).is_dir()
         options: dict[str, Any] = {"local_files_only": local, "revision": revision}
-        foreign = (
-            OSError,
-            ValueError,
-            RuntimeError,
-            need("safetensors").SafetensorError,
-        )  # as transformers raises
         try:
             with _quiet(transformers):
                 tokenizer = transformers.AutoTokenizer.from_pretrained(name, **options)
                 module, loading = transformers.AutoModelForCausalLM.from_pretrained(
                     name, dtype=dtype, output_loading_info=True, **options
                 )
-        except foreign as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # files missing or foreign
             raise AdapterError(
                 f"model {name!r} can't be opened as a causal language model: {error}"
             ) from error
