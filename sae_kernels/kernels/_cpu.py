@@ -1,8 +1,9 @@
 """The one place where tensors become pointers for the C++ kernels (`sae_kernels._cpu`).
 
-A backend file `<op>/cpu.py` checks how its arguments fit together, allocates its outputs, and hands `call` what the
-helpers here made of each tensor: addresses and sizes as plain integers, cheaper than DLPack by 2 µs a tensor. C++ in turn
-checks indices, offsets and rows before it follows them. Callers keep the tensors alive until `call` returns.
+A backend file `<op>/cpu.py` checks how its arguments fit together, allocates its outputs, and hands `call` what
+the helpers here made of each tensor: addresses and sizes as plain integers, cheaper than DLPack by 2 µs a tensor.
+C++ in turn checks indices, offsets and rows before it follows them. Callers keep the tensors alive until `call`
+returns.
 """
 
 from __future__ import annotations
@@ -15,7 +16,15 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, DeviceError, DtypeError, IndexRangeError, SaeKernelsError, ShapeError, describe
+from ..errors import (
+    BackendError,
+    ConfigError,
+    DeviceError,
+    DtypeError,
+    IndexRangeError,
+    ShapeError,
+    describe,
+)
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # kernels.h: SK_F32, SK_BF16, SK_F16
 
@@ -73,10 +82,13 @@ def why_not(*tensors: Tensor | None) -> str | None:
 
 
 def in_place_why_not(*tensors: Tensor) -> str | None:
-    """Why matrices that are written in place cannot be: unlike inputs, they must not be copied."""
+    """Why matrices that are written in place cannot be: unlike inputs, they are never copied."""
     for tensor in tensors:
-        if tensor.dim() != 2 or (tensor.shape[1] > 1 and tensor.stride(1) != 1):
-            return f"strides {tensor.stride()} of an in-place matrix (needs inner stride 1)"
+        if tensor.dim() != 2:
+            return f"{describe(tensor)} is not a matrix"
+        rows, cols = tensor.shape
+        if (cols > 1 and tensor.stride(1) != 1) or (rows > 1 and tensor.stride(0) < cols):
+            return f"strides {tensor.stride()} of a matrix written in place (needs inner stride 1, no overlap)"
     return None
 
 
@@ -106,15 +118,19 @@ def flat(tensor: Tensor, dtype: torch.dtype, what: str, numel: int | None = None
     return (tensor.resolve_neg() if tensor.is_neg() else tensor).contiguous()
 
 
-def writable(tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, what: str) -> Tensor:
-    """The same for a tensor that is written in place: never a copy."""
+def in_place_matrix(tensor: Tensor, dtype: torch.dtype, what: str) -> None:
+    """Refuse a matrix that C++ could not write in place."""
     _check(tensor, dtype, what)
-    if tensor.shape != shape:
-        raise ShapeError(f"{what} is {describe(tensor)}, expected {shape}")
-    if not tensor.is_contiguous():
-        raise ShapeError(f"{what} is {describe(tensor)} with strides {tensor.stride()}: it is written in place, so it "
-                         f"must be contiguous")
-    return tensor
+    reason = in_place_why_not(tensor)
+    if reason:
+        raise ShapeError(f"{what}: {reason}")
+
+
+def writable(tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, what: str) -> None:
+    """Refuse a tensor of another shape, or one C++ could not write as one contiguous array."""
+    _check(tensor, dtype, what)
+    if tensor.shape != shape or not tensor.is_contiguous():
+        raise ShapeError(f"{what} is {describe(tensor)} strides {tensor.stride()}, expected contiguous {shape}")
 
 
 def pointers(tensor: Tensor) -> tuple[int, int, int, int]:
@@ -126,13 +142,14 @@ def pointers(tensor: Tensor) -> tuple[int, int, int, int]:
 class Codes:
     """Checked codes: holds the tensors C++ reads, `args` is how they are passed."""
 
-    def __init__(self, values: Tensor | None, indices: Tensor, offsets: Tensor | None, dtype: torch.dtype) -> None:
+    def __init__(
+        self, values: Tensor | None, indices: Tensor, offsets: Tensor | None, dtype: torch.dtype
+    ) -> None:
         shape = indices.shape
         if len(shape) != (2 if offsets is None else 1):
-            raise ShapeError(f"codes: indices {describe(indices)}, offsets {describe(offsets)}: expected (N, k) without "
-                             f"offsets, (nnz,) with")
+            raise ShapeError(f"codes: indices are {describe(indices)}, expected (N, k), or (nnz,) with offsets")
         if values is not None and values.shape != shape:
-            raise ShapeError(f"codes: values {describe(values)} and indices {describe(indices)} must have one shape")
+            raise ShapeError(f"codes: values {describe(values)}, indices {describe(indices)}: expected one shape")
         self.shape, self.nnz = shape, indices.numel()
         self.indices = flat(indices, torch.int32, "indices")
         self.values = None if values is None else flat(values, dtype, "values")
@@ -151,13 +168,21 @@ class Codes:
 
 
 def call(name: str, *args: Any, codes: Codes | None = None, limit: int = 0) -> None:
-    """Run one C++ entry on torch's number of threads; `codes` and `limit` (its number of latents) word the error."""
+    """Run one C++ entry on torch's number of threads. `codes` and `limit`, its number of latents, word errors."""
     extension, reason = _load()
     if extension is None:
-        raise SaeKernelsError(f"{name}: {reason}")
+        raise BackendError(f"{name}: {reason}")
     status = getattr(extension, name)(*args, torch.get_num_threads())
     if status is not None:
         _fail(name, *status, codes, limit)
+
+
+def ask(name: str, *args: int) -> int:
+    """What C++ answers to a question about sizes."""
+    extension, reason = _load()
+    if extension is None:
+        raise BackendError(f"{name}: {reason}")
+    return getattr(extension, name)(*args)
 
 
 def _fail(name: str, code: int, position: int, value: int, codes: Codes | None, limit: int) -> NoReturn:
@@ -177,13 +202,13 @@ def _fail(name: str, code: int, position: int, value: int, codes: Codes | None, 
     if code == 8:
         raise IndexRangeError(f"last_step[{position}] = {value}, expected 0 <= last_step <= step")
     if code == 9:
-        raise ShapeError(f"prefixes[{position}] = {value}: they must rise strictly and end at most at {limit}")
+        raise ShapeError(f"prefixes[{position}] = {value}: they must rise strictly, up to at most {limit}")
     raise ShapeError(f"{name}: sizes do not fit together (status {code}, {position}, {value})")
 
 
 def _check(tensor: Tensor, dtype: torch.dtype, what: str = "matrix") -> None:
     if tensor.device.type != "cpu" or tensor.layout is not torch.strided:
-        raise DeviceError(f"{what} is {describe(tensor)} {tensor.layout}, expected a strided tensor on the cpu")
+        raise DeviceError(f"{what} is {describe(tensor)} {tensor.layout}, expected a strided cpu tensor")
     if tensor.dtype != dtype:
         raise DtypeError(f"{what} is {describe(tensor)}, expected {_name(dtype)}")
 

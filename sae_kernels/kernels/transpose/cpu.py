@@ -1,0 +1,26 @@
+"""`transpose` in C++: a counting sort, parallel over rows. csrc/transpose."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import _cpu
+
+
+def why_not(indices: Tensor, offsets: Tensor | None, d_sae: int) -> str | None:
+    """None, or why the C++ kernel declines."""
+    if indices.device.type != "cpu":
+        return f"device is {indices.device.type} (needs cpu)"
+    return _cpu.why_not()
+
+
+def run(indices: Tensor, offsets: Tensor | None, d_sae: int) -> tuple[Tensor, Tensor, Tensor]:
+    """See `sae_kernels.kernels.transpose`."""
+    codes = _cpu.Codes(None, indices, offsets, torch.float32)
+    latent_offsets = torch.empty(d_sae + 1, dtype=torch.int64)
+    order = torch.empty(codes.nnz, dtype=torch.int64)
+    rows = torch.empty(codes.nnz, dtype=torch.int32)
+    outs = (latent_offsets.data_ptr(), order.data_ptr(), rows.data_ptr())
+    _cpu.call("transpose", *codes.args, d_sae, *outs, codes=codes, limit=d_sae)
+    return latent_offsets, order, rows
