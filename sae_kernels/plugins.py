@@ -82,7 +82,7 @@ class Plugins:
         try:
             self.manager.register(plugin, name)
             self.manager.check_pending()
-        except pluggy.PluginValidationError as error:
+        except (pluggy.PluginValidationError, ValueError) as error:  # ValueError: the object is registered already
             if self.manager.has_plugin(name):
                 self.manager.unregister(name=name)
             raise PluginError(f"plugin {name!r} from {source}: {error}") from error

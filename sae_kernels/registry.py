@@ -39,10 +39,13 @@ class Registry(Generic[S]):
         """Every spec whose name is not contested, in order of registration."""
         return [entries[0][1] for entries in self._load().values() if len(entries) == 1]
 
-    def owner(self, name: str) -> str:
-        """The plugin that registered `name`."""
-        self.get(name)
-        return self._owners[name][0][0]
+    def owners(self, name: str) -> list[str]:
+        """The plugins that registered `name`: one, unless it is contested."""
+        return [plugin for plugin, _ in self._load().get(name, [])]
+
+    def contested(self) -> list[str]:
+        """Names that more than one plugin claims."""
+        return sorted(name for name, entries in self._load().items() if len(entries) > 1)
 
     def get(self, name: str) -> S:
         """The spec of that name.

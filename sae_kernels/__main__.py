@@ -1,0 +1,9 @@
+"""`python -m sae_kernels` is the `sae-kernels` command."""
+
+from __future__ import annotations
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

@@ -1,0 +1,24 @@
+"""The commands of this package, as a plugin."""
+
+from __future__ import annotations
+
+from ..hookspecs import hookimpl
+from ..specs import Command
+
+SUMMARIES = {
+    "demo": "train, evaluate, look at and steer with an SAE and a transcoder, on a small model that comes along",
+    "train": "train a sparse coder from a TOML configuration",
+    "evaluate": "evaluate a training run: L0, FVU, CE recovered, dead latents, …",
+    "bench": "time encode and decode against dense PyTorch on this machine",
+    "info": "versions, instruction sets, threads, backends, plugins: what to paste into a bug report",
+    "plugins": "plugins that are loaded, from where, and what failed",
+}
+
+
+@hookimpl
+def sae_kernels_commands() -> list[Command]:
+    """demo, train, evaluate, bench, info, plugins."""
+    return [
+        Command(name, summary, f"{__package__}.{name}:configure", f"{__package__}.{name}:run")
+        for name, summary in SUMMARIES.items()
+    ]
