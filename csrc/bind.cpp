@@ -12,4 +12,5 @@ NB_MODULE(_cpu, m) {
   m.def("kernels_capsule", [] { return nb::capsule(&active_kernels(), SAE_KERNELS_CAPSULE); },
         "The table of kernels.h, for native plugins.");
   bind::sparse_ops(m);
+  bind::select_ops(m);
 }

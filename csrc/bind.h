@@ -38,5 +38,6 @@ nb::object run(const Call& call) {
 }
 
 void sparse_ops(nb::module_& m);  // bind_sparse.cpp
+void select_ops(nb::module_& m);  // bind_select.cpp
 
 }  // namespace bind

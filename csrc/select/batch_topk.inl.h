@@ -13,18 +13,30 @@ namespace sel {
 
 constexpr int64_t kRunEntries = 1 << 14;  // what one thread collects before it appends
 
-inline int64_t position(const sk_batch_topk& s, int64_t i) { return int64_t(s.rows[i]) << 32 | s.index[i]; }
+struct Position {
+  int32_t row, index;
+};
 
-// The greatest position among the `allowed` least ones of the entries whose key is `key`. 1 <= allowed <= their number.
-inline int64_t last_tie(const sk_batch_topk& s, int32_t key, int64_t allowed) {
-  int64_t lo = -1, hi = INT64_MAX;  // fewer than `allowed` positions are <= lo; enough are <= hi
-  while (hi - lo > 1) {
-    const int64_t middle = lo + (hi - lo) / 2;
-    int64_t count = 0;
-    for (int64_t i = 0; i < *s.count; ++i) count += (s.keys[i] == key) & (position(s, i) <= middle);
-    (count >= allowed ? hi : lo) = middle;
-  }
-  return hi;
+// Among the entries whose key is `key`, the `allowed`-th in the order of positions. 1 <= allowed <= their number.
+inline Position last_tie(const sk_batch_topk& s, int32_t key, int64_t allowed) {
+  const int64_t n = *s.count;
+  const auto least = [&](const int32_t* at, int64_t wanted, const auto& counts) {
+    int64_t lo = INT32_MAX, hi = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      lo = at[i] < lo ? at[i] : lo;
+      hi = at[i] > hi ? at[i] : hi;
+    }
+    for (--lo; hi - lo > 1;) {  // fewer than `wanted` lie up to lo; enough up to hi
+      const int32_t middle = int32_t(lo + (hi - lo) / 2);
+      int64_t count = 0;
+      for (int64_t i = 0; i < n; ++i) count += counts(i) & (at[i] <= middle);
+      (count >= wanted ? hi : lo) = middle;
+    }
+    return int32_t(hi);
+  };
+  const int32_t row = least(s.rows, allowed, [&](int64_t i) { return s.keys[i] == key; });
+  for (int64_t i = 0; i < n; ++i) allowed -= (s.keys[i] == key) & (s.rows[i] < row);
+  return {row, least(s.index, allowed, [&](int64_t i) { return (s.keys[i] == key) & (s.rows[i] == row); })};
 }
 
 inline void keep_best(const sk_batch_topk& s) {
@@ -32,7 +44,7 @@ inline void keep_best(const sk_batch_topk& s) {
   if (n <= s.keep) return;
   const Keys<int32_t, AsStored> keys(s.keys, n);
   const Kth<int32_t> last = kth(keys, n, s.keep, s.keep);
-  int64_t limit = INT64_MAX;  // ties up to this position stay
+  Position limit{INT32_MAX, INT32_MAX};  // ties up to here stay
   if (last.count > s.keep) {
     const int64_t better = last.key == Float32::kFirstNaN ? 0 : count_at_least(keys, last.key + 1);
     limit = last_tie(s, last.key, s.keep - better);
@@ -40,7 +52,7 @@ inline void keep_best(const sk_batch_topk& s) {
   int64_t kept = 0;
   for (int64_t i = 0; i < n; ++i) {
     const int32_t key = s.keys[i], row = s.rows[i], index = s.index[i];
-    const bool stays = key > last.key || (key == last.key && position(s, i) <= limit);
+    const bool stays = key > last.key || (key == last.key && (row < limit.row || (row == limit.row && index <= limit.index)));
     s.keys[kept] = key;
     s.rows[kept] = row;
     s.index[kept] = index;
@@ -48,7 +60,7 @@ inline void keep_best(const sk_batch_topk& s) {
   }
   *s.count = kept;
   s.bound[0] = last.key;
-  s.bound[1] = limit == INT64_MAX ? INT32_MAX : int32_t(limit >> 32);
+  s.bound[1] = limit.row;
 }
 
 // What rows [begin, end) of a chunk offer, appended to the shared buffer. The caller saw to it that there is room.
@@ -108,7 +120,7 @@ sk_status batch_topk_fold(sk_batch_topk s, sk_matrix scores, const float* bias, 
 
 // offsets (n+1,), values and indices (keep,): a stable counting sort by row, in which latents ascend already.
 sk_status batch_topk_finish(int32_t dtype, sk_batch_topk s, int64_t n, int32_t relu, int64_t* offsets, void* values,
-                            int32_t* indices) {
+                            int32_t* indices, int32_t /*threads*/) {
   sel::keep_best(s);
   if (*s.count != s.keep) return failure(SK_BAD_SIZE);
   return for_dtype(dtype, [&](auto type) {

@@ -1,6 +1,6 @@
 // A row's candidates: exact float32-wide keys and their latents, ascending by latent. The pieces every selection is made of.
 #pragma once
-#include "kth.inl.h"
+#include "select/kth.inl.h"
 
 namespace {
 namespace sel {

@@ -4,7 +4,7 @@
 // NaN payloads, and -0 just below +0, stay apart. The *exact* key closes both gaps. Filters compare loose keys, with a
 // threshold moved down to the gap's lower end; only what passes is made exact.
 #pragma once
-#include "lanes.inl.h"
+#include "select/lanes.inl.h"
 
 namespace {
 namespace sel {

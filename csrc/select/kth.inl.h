@@ -1,7 +1,7 @@
 // The k-th largest of n integer keys by bisection on the key: a handful of passes of compare-and-count, whatever the data.
 // A histogram needs fewer passes, but scalar ones, and a pathological distribution can crowd its bins.
 #pragma once
-#include "keys.inl.h"
+#include "select/keys.inl.h"
 
 namespace {
 namespace sel {

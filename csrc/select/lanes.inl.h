@@ -34,7 +34,6 @@ template <class Lane>
 using Vector = typename VectorOf<Lane>::type;
 template <class Lane>
 using UnsignedVector = typename VectorOf<Lane>::unsigned_type;
-typedef float FloatVector __attribute__((vector_size(kVectorBytes)));
 typedef uint8_t ByteVector __attribute__((vector_size(kVectorBytes / 4)));
 
 template <class Lane>

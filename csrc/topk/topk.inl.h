@@ -4,63 +4,45 @@
 // maximum bounds the k-th score from below, and only blocks that reach it are read again: about M + kB reads, whatever the order.
 // Where k is too large for enough maxima, the k-th score is found by bisection on the row itself.
 #pragma once
-#include <stdlib.h>
-
-#include "../select/candidates.inl.h"
+#pragma once
+#include "common/codes.h"
+#include "select/candidates.inl.h"
 
 namespace {
 namespace sel {
 
-// Vectors in a block, 0 for no blocks: about sqrt(M / k), as long as two maxima or more stand for each of the k.
+// Vectors in a block, 0 for no blocks: about sqrt(M / k), as long as there are a few blocks, and two maxima or more for each of the k.
+template <class Lane>
 inline int64_t block_size(int64_t m, int64_t k) {
   if (m < 16 * k || m < 1024) return 0;
   int64_t b = 4;
-  while (b < 64 && b * b < m / k && m / (2 * b) >= 2 * k) b *= 2;
+  while (b < 64 && b * b < m / k && m / (2 * b) >= 2 * k && m / (2 * b * kLanes<Lane>) >= 4) b *= 2;
   return b;
 }
 
 template <class Order>
-struct TopkWorkspace {
-  using Lane = typename Order::L;
-  Lane* maxima = nullptr;
-  int32_t *keys = nullptr, *index = nullptr;
-
-  // For block maxima only; false if there is no memory.
-  bool reserve(int64_t m, int64_t k) {
-    const int64_t b = block_size(m, k), room = candidate_room(k) + kSlack;
-    if (b == 0) return true;
-    maxima = static_cast<Lane*>(malloc(size_t(m / b + kSlack) * sizeof(Lane)));
-    keys = static_cast<int32_t*>(malloc(size_t(room) * 4));
-    index = static_cast<int32_t*>(malloc(size_t(room) * 4));
-    return maxima && keys && index;
-  }
-  void release() {
-    free(maxima);
-    free(keys);
-    free(index);
-  }
-};
-
-template <class Order>
-inline void topk_by_blocks(const typename Order::L* row, int64_t m, int64_t k, int32_t* index, TopkWorkspace<Order>& w) {
+inline void topk_by_blocks(const typename Order::L* row, int64_t m, int64_t k, int32_t* index,
+                           int32_t* workspace) {
   using Lane = typename Order::L;
   constexpr int kWide = kLanes<Lane>;
-  const int64_t b = block_size(m, k), block = b * kWide, blocks = m / block;
+  const int64_t b = block_size<Lane>(m, k), block = b * kWide, blocks = m / block;
+  const int64_t room = candidate_room(k) + kSlack;
+  Lane* lane_maxima = reinterpret_cast<Lane*>(workspace + 2 * room);
   for (int64_t g = 0; g < blocks; ++g) {
     const Lane* p = row + g * block;
     Vector<Lane> best[4];
     for (int u = 0; u < 4; ++u) best[u] = Order::loose(load<Vector<Lane>>(p + u * kWide));
     for (int64_t j = 4 * kWide; j < block; j += 4 * kWide)
       for (int u = 0; u < 4; ++u) best[u] = max(best[u], Order::loose(load<Vector<Lane>>(p + j + u * kWide)));
-    store(w.maxima + g * kWide, max(max(best[0], best[1]), max(best[2], best[3])));
+    store(lane_maxima + g * kWide, max(max(best[0], best[1]), max(best[2], best[3])));
   }
-  const Keys<Lane, AsStored> maxima(w.maxima, blocks * kWide);
+  const Keys<Lane, AsStored> maxima(lane_maxima, blocks * kWide);
   const Kth<Lane> last = kth(maxima, blocks * kWide, k, k + k / 8);
 
-  Candidates c{w.keys, w.index, 0, candidate_room(k), k, Order::exact(last.key)};
+  Candidates c{workspace, workspace + room, 0, candidate_room(k), k, Order::exact(last.key)};
   for (int64_t g = 0; g < blocks; ++g) {
     if (c.bound > Order::kFirstNaN) break;
-    const Vector<Lane> best = load<Vector<Lane>>(w.maxima + g * kWide);
+    const Vector<Lane> best = load<Vector<Lane>>(lane_maxima + g * kWide);
     if (any(best >= splat(Order::from(Lane(c.bound))))) offer<Order>(c, Row<Lane>{row + g * block}, block, g * block);
   }
   offer<Order>(c, Row<Lane>{row + blocks * block}, m - blocks * block, blocks * block);
@@ -94,31 +76,44 @@ inline void topk_by_bisection(const typename Order::L* row, int64_t m, int64_t k
   }
 }
 
-// scores: n rows of m, `stride` elements apart. Returns 0, or 1 for want of memory.
-template <class Order>
-inline int topk(const typename Order::L* scores, int64_t n, int64_t m, int64_t stride, int64_t k, typename Order::L* values,
-                int32_t* indices, int threads) {
-  int failed = 0;
-  if (n == 0 || k == 0) return 0;
-#pragma omp parallel num_threads(threads) if (threads > 1) reduction(| : failed)
-  {
-    TopkWorkspace<Order> w;
-    failed = !w.reserve(m, k);
-#pragma omp for schedule(static)
-    for (int64_t r = 0; r < n; ++r) {
-      if (failed) continue;
-      const typename Order::L* row = scores + r * stride;
-      int32_t* index = indices + r * k;
-      if (w.maxima)
-        topk_by_blocks<Order>(row, m, k, index, w);
-      else
-        topk_by_bisection<Order>(row, m, k, index);
-      for (int64_t j = 0; j < k; ++j) values[r * k + j] = row[index[j]];
-    }
-    w.release();
-  }
-  return failed;
+// What topk_by_blocks needs, in int32s; 0 where there are no blocks.
+template <class Lane>
+inline int64_t topk_workspace(int64_t m, int64_t k) {
+  const int64_t b = block_size<Lane>(m, k);
+  return b == 0 ? 0 : 2 * (candidate_room(k) + kSlack) + (m / b + 15) / 16 * 16;
 }
 
 }  // namespace sel
+
+sk_status topk(int32_t dtype, sk_matrix scores, int64_t k, void* values, int32_t* indices, int32_t threads) {
+  const int64_t m = scores.cols, n = scores.rows;
+  if (n < 0 || m > INT32_MAX || k < 0 || k > m) return failure(SK_BAD_SIZE);
+  if (k == 0) return success();
+  const auto rows = [&](auto order) {
+    using Order = decltype(order);
+    using Lane = typename Order::L;
+    const int64_t workspace = sel::topk_workspace<Lane>(m, k);
+    const Scratch<int32_t> scratch(workspace * (threads > 1 ? threads : 1));
+    if (!scratch.data) return failure(SK_NO_MEMORY);
+    parallel_runs(n, 1 + (1 << 14) / m, threads, [&](int thread, int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; ++r) {
+        const Lane* row = row_of<Lane>(scores, r);
+        int32_t* index = indices + r * k;
+        if (workspace)
+          sel::topk_by_blocks<Order>(row, m, k, index, scratch.data + workspace * thread);
+        else
+          sel::topk_by_bisection<Order>(row, m, k, index);
+        for (int64_t j = 0; j < k; ++j) static_cast<Lane*>(values)[r * k + j] = row[index[j]];
+      }
+    });
+    return success();
+  };
+  switch (dtype) {
+    case SK_F32: return rows(sel::Float32{});
+    case SK_BF16: return rows(sel::BFloat16{});
+    case SK_F16: return rows(sel::Float16{});
+    default: return failure(SK_BAD_DTYPE, 0, dtype);
+  }
+}
+
 }  // namespace

@@ -73,6 +73,14 @@ typedef struct {
   int32_t unit_norm, remove_parallel;
 } sk_adam;
 
+/* linear_topk's state for n rows: candidates still in play. keys and index have running_topk_room(k) entries a row, count and
+ * bound one. The fold whose `first` is 0 starts it: nothing needs clearing. */
+typedef struct { int32_t *keys, *index, *count, *bound; int64_t n, k; } sk_running_topk;
+
+/* linear_batch_topk's state. keys, rows and index have `room` >= batch_topk_room(keep, widest chunk) entries. Starts with count 0
+ * and bound {INT32_MIN, INT32_MAX}. */
+typedef struct { int32_t *keys, *rows, *index, *bound; int64_t *count, keep, room; } sk_batch_topk;
+
 typedef struct sk_kernels {
   int32_t abi;     /* SAE_KERNELS_ABI */
   int32_t size;    /* sizeof(sk_kernels) of the host */
@@ -96,6 +104,36 @@ typedef struct sk_kernels {
    * best_values (m, best) fp32 and best_tokens (m, best) int64 are contiguous; row r is token first_token+r */
   sk_status (*latent_topn)(int32_t dtype, sk_codes codes, int64_t m, int64_t best, float *best_values,
                            int64_t *best_tokens, int64_t first_token, int32_t threads);
+
+  /* Selection. NaN ranks first, -0 equals +0, ties go to the smaller index; indices ascend within a row.
+   * Chunks of pre-acts are fp32 matrices; bias, where not NULL, is added as they are read; `first` is a chunk's first latent. */
+
+  /* values, indices (n, k) = the k largest of each row of scores */
+  sk_status (*topk)(int32_t dtype, sk_matrix scores, int64_t k, void *values, int32_t *indices, int32_t threads);
+  int64_t (*running_topk_room)(int64_t k);
+  /* folds in a chunk; chunks come ascending by latent. among (cols,), where not NULL: latents with 0 cannot be chosen */
+  sk_status (*running_topk_fold)(sk_running_topk state, sk_matrix scores, const float *bias, const uint8_t *among,
+                                 int64_t first, int32_t threads);
+  /* values, indices (n, k); slots for which there was no candidate are value 0, index 0 */
+  sk_status (*running_topk_finish)(int32_t dtype, sk_running_topk state, int32_t relu, void *values, int32_t *indices,
+                                   int32_t threads);
+  /* counts (rows,) = how many of each row are not <= theta; theta_step 0: one theta for all, 1: one per column */
+  sk_status (*threshold_count)(sk_matrix scores, const float *bias, const float *theta, int64_t theta_step,
+                               int64_t *counts, int32_t threads);
+  /* writes them: row r's go to values and indices from starts[r] on */
+  sk_status (*threshold_fill)(int32_t dtype, sk_matrix scores, const float *bias, const float *theta, int64_t theta_step,
+                              int64_t first, const int64_t *starts, void *values, int32_t *indices, int32_t threads);
+  /* copies counts[r] values and indices of each row r, from[r] on, to to[r] on */
+  sk_status (*place_rows)(int32_t dtype, int64_t rows, const int64_t *counts, const int64_t *from, const void *values,
+                          const int32_t *indices, const int64_t *to, void *out_values, int32_t *out_indices,
+                          int32_t threads);
+  int64_t (*batch_topk_room)(int64_t keep, int64_t cols);
+  /* folds in a chunk of rows first_row, first_row + 1, ...; chunks of one row come ascending by latent */
+  sk_status (*batch_topk_fold)(sk_batch_topk state, sk_matrix scores, const float *bias, int64_t first_row, int64_t first,
+                               int32_t threads);
+  /* offsets (n+1,), values and indices (keep,) */
+  sk_status (*batch_topk_finish)(int32_t dtype, sk_batch_topk state, int64_t n, int32_t relu, int64_t *offsets,
+                                 void *values, int32_t *indices, int32_t threads);
 } sk_kernels;
 
 #ifdef __cplusplus
