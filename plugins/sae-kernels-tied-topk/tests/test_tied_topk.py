@@ -34,13 +34,13 @@ def test_it_learns_and_keeps_unit_rows() -> None:
     sae = sk.create("tied_topk", d_in=16, d_sae=64, k=4, seed=0)
     sae.initialise(x, x)
     adam = torch.optim.Adam(sae.parameters(), lr=1e-2)
-    first = float(sae.loss(x).total)
+    first = sae.loss(x).total.item()
     for _ in range(60):
         adam.zero_grad()
         sae.loss(x).total.backward()
         adam.step()
         sae.after_step()
-    assert float(sae.loss(x).total) < 0.5 * first
+    assert sae.loss(x).total.item() < 0.5 * first
     torch.testing.assert_close(sae.W_enc.norm(dim=1), torch.ones(64))
 
 
