@@ -1,0 +1,1 @@
+"""`sae-kernels demo`: the main job on a small language model and a text that every machine has."""
