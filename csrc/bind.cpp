@@ -4,6 +4,26 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace {
+
+// Asks for 2 MiB pages under a large fresh buffer. Where the system gives them only on request, touching it page
+// by page (4 KiB) can cost more than computing what goes into it.
+void want_huge_pages(bind::address begin, size_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr bind::address page = 65536;  // a multiple of every system's
+  const bind::address first = (begin + page - 1) / page * page, last = (begin + bytes) / page * page;
+  if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // advice: may fail
+#else
+  (void)begin, (void)bytes;
+#endif
+}
+
+}  // namespace
+
 NB_MODULE(_cpu, m) {
   namespace nb = nanobind;
   m.doc() = "CPU kernels. Private: sae_kernels.kernels._cpu checks everything these functions are given.";
@@ -11,6 +31,7 @@ NB_MODULE(_cpu, m) {
   m.def("isas", &available_isas, "Instruction sets this machine can run, best first.");
   m.def("kernels_capsule", [] { return nb::capsule(&active_kernels(), SAE_KERNELS_CAPSULE); },
         "The table of kernels.h, for native plugins.");
+  m.def("want_huge_pages", &want_huge_pages, "Advice for a large fresh buffer, given as (address, bytes).");
   bind::sparse_ops(m);
   bind::select_ops(m);
 }

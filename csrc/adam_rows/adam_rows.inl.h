@@ -1,5 +1,5 @@
-// Adam in place on rows. A row is stepped in a scratch copy that stays in L1 through all the steps it has to
-// catch up with; after each step it is rounded to T, so that catching up gives the bits stepping would have.
+// Adam in place on rows. A row stays in L1 through all the steps it has to catch up with, and is rounded to T
+// after each of them, so that catching up gives the bits that stepping would have given.
 #include "common/codes.h"
 
 namespace {
@@ -29,63 +29,50 @@ struct FlushDenormals {
 #endif
 };
 
-inline float dot(const float* a, const float* b, int64_t pitch) {
+SK_INLINE int lanes_at(int64_t i, int64_t d) { return d - i < kLanes ? static_cast<int>(d - i) : kLanes; }
+
+template <class T>
+inline float dot(const T* a, const T* b, int64_t d) {
   vf s{};
-  for (int64_t i = 0; i < pitch; i += kLanes) s = fma(load(a + i), load(b + i), s);
+  for (int64_t i = 0; i < d; i += kLanes) s = fma(load_n(a + i, lanes_at(i, d)), load_n(b + i, lanes_at(i, d)), s);
   return sum(s);
 }
 
-template <class T>
-inline void copy_row(const T* from, float* to, int64_t d, int64_t pitch) {
-  for (int64_t i = 0; i < pitch; i += kLanes)
-    store(to + i, i + kLanes <= d ? load(from + i) : i < d ? load_part(from + i, static_cast<int>(d - i)) : vf{});
-}
-template <class T>
-inline void write_row(const float* from, T* to, int64_t d) {
-  for (int64_t i = 0; i < d; i += kLanes) store_n(to + i, load(from + i), d - i < kLanes ? static_cast<int>(d - i) : kLanes);
-}
-
-// p, g and their zero padding up to `pitch` are scratch; m and v are the row's own memory.
+// One step of one row, in place. `wide` (d floats of scratch) holds the row before it is made a unit vector.
 template <class T, bool Gradient>
-inline void step_row(const sk_adam& job, AdamStep step, float* p, float* m, float* v, float* g, int64_t d,
-                     int64_t pitch) {
+inline void step_row(const sk_adam& job, AdamStep step, T* p, float* m, float* v, const T* g, int64_t d, float* wide) {
   const vf b1 = splat(static_cast<float>(job.beta1)), b2 = splat(static_cast<float>(job.beta2));
   const vf c1 = splat(static_cast<float>(1 - job.beta1)), c2 = splat(static_cast<float>(1 - job.beta2));
   const vf eps = splat(static_cast<float>(job.eps)), scale = splat(step.scale), rate = splat(-step.rate);
   vf parallel = {}, norm = {};
   if (Gradient && job.remove_parallel) {
-    const float square = dot(p, p, pitch);
-    if (square > 0) parallel = splat(-dot(g, p, pitch) / square);
+    const float square = dot(p, p, d);
+    if (square > 0) parallel = splat(-dot(g, p, d) / square);
   }
   for (int64_t i = 0; i < d; i += kLanes) {
-    const int n = d - i < kLanes ? static_cast<int>(d - i) : kLanes;
-    vf mi = load_n(m + i, n) * b1, vi = load_n(v + i, n) * b2, pi = load(p + i);
+    const int n = lanes_at(i, d);
+    vf mi = load_n(m + i, n) * b1, vi = load_n(v + i, n) * b2, pi = load_n(p + i, n);
     if (Gradient) {
-      const vf gi = fma(parallel, pi, load(g + i));
+      const vf gi = fma(parallel, pi, load_n(g + i, n));
       mi = fma(c1, gi, mi);
       vi = fma(c2 * gi, gi, vi);
     }
     store_n(m + i, mi, n);
     store_n(v + i, vi, n);
     pi = fma(rate, mi / fma(sqrt(vi), scale, eps), pi);
-    if (n < kLanes) {  // 0/0 where eps is 0: keep the padding zero
-      store(p + i, vf{});
-      store_part(p + i, pi, n);
-      pi = load(p + i);
+    if (!job.unit_norm) {
+      store_n(p + i, pi, n);
+      continue;
     }
+    store_n(wide + i, pi, n);
+    pi = load_n(wide + i, n);  // lanes beyond the row, 0/0 where eps is 0, become 0 again
     norm = fma(pi, pi, norm);
-    store(p + i, pi);
   }
-  vf shrink = splat(1);
-  const float square = job.unit_norm ? sum(norm) : 0;
-  if (square > 0) shrink = splat(1 / __builtin_sqrtf(square));
-  const bool narrow = sizeof(T) < sizeof(float);
-  if (!narrow && !job.unit_norm) return;
-  for (int64_t i = 0; i < pitch; i += kLanes) {
-    T rounded[kLanes];
-    store(rounded, load(p + i) * shrink);
-    store(p + i, load(rounded));
-  }
+  if (!job.unit_norm) return;
+  const float square = sum(norm);
+  const vf shrink = splat(square > 0 ? 1 / __builtin_sqrtf(square) : 1);
+  for (int64_t i = 0; i < d; i += kLanes)
+    store_n(p + i, load_n(wide + i, lanes_at(i, d)) * shrink, lanes_at(i, d));
 }
 
 template <class T>
@@ -98,26 +85,23 @@ sk_status adam_rows_of(const sk_adam& job, int threads) {
   if (earliest < 0) earliest = 0;
 
   const Scratch<AdamStep> steps(job.step - earliest);
-  const Scratch<float> scratch(2 * pitch * (threads > 1 ? threads : 1));
+  const Scratch<float> scratch(pitch * (threads > 1 ? threads : 1));
   if (!steps.data || !scratch.data) return failure(SK_NO_MEMORY);
   for (int64_t t = earliest + 1; t <= job.step; ++t) steps[t - earliest - 1] = adam_step(job, t);
 
   parallel_runs(count, 16, threads, [&](int thread, int64_t begin, int64_t end) {
     const FlushDenormals flush(job.eps >= 1e-15);
-    float *p = scratch.data + 2 * pitch * thread, *g = p + pitch;
+    float* wide = scratch.data + pitch * thread;
     for (int64_t i = begin; i < end; ++i) {
       const int64_t row = job.rows ? job.rows[i] : i;
       const int64_t last = job.rows && job.last_step ? job.last_step[row] : job.step - 1;
-      float *mi = row_of<float>(job.exp_avg, row), *vi = row_of<float>(job.exp_avg_sq, row);
-      copy_row(row_of<T>(job.param, row), p, d, pitch);
       const int64_t silent = job.grad.data ? job.step - 1 : job.step;
+      T* p = row_of<T>(job.param, row);
+      float *m1 = row_of<float>(job.exp_avg, row), *m2 = row_of<float>(job.exp_avg_sq, row);
       for (int64_t t = last + 1; t <= silent; ++t)
-        step_row<T, false>(job, steps[t - earliest - 1], p, mi, vi, nullptr, d, pitch);
-      if (job.grad.data && last < job.step) {
-        copy_row(row_of<T>(job.grad, i), g, d, pitch);
-        step_row<T, true>(job, steps[job.step - earliest - 1], p, mi, vi, g, d, pitch);
-      }
-      write_row(p, row_of<T>(job.param, row), d);
+        step_row<T, false>(job, steps[t - earliest - 1], p, m1, m2, nullptr, d, wide);
+      if (job.grad.data && last < job.step)
+        step_row<T, true>(job, steps[job.step - earliest - 1], p, m1, m2, row_of<T>(job.grad, i), d, wide);
       if (job.last_step) job.last_step[row] = job.step;
     }
   });

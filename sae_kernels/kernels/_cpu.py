@@ -1,9 +1,9 @@
 """The one place where tensors become pointers for the C++ kernels (`sae_kernels._cpu`).
 
-A backend file `<op>/cpu.py` checks how its arguments fit together, allocates its outputs, and hands `call` what
-the helpers here made of each tensor: addresses and sizes as plain integers, cheaper than DLPack by 2 µs a tensor.
-C++ in turn checks indices, offsets and rows before it follows them. Callers keep the tensors alive until `call`
-returns.
+A backend file `<op>/cpu.py` checks how its arguments fit together, allocates its outputs, and hands `call`
+what the helpers here made of each tensor: addresses and sizes as plain integers, cheaper than DLPack by 2 µs a
+tensor. C++ in turn checks indices, offsets and rows before it follows them. Callers keep the tensors alive
+until `call` returns.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from ..errors import (
 )
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # kernels.h: SK_F32, SK_BF16, SK_F16
+HUGE_BYTES = 8 << 20
 
 
 @functools.cache
@@ -88,7 +89,7 @@ def in_place_why_not(*tensors: Tensor) -> str | None:
             return f"{describe(tensor)} is not a matrix"
         rows, cols = tensor.shape
         if (cols > 1 and tensor.stride(1) != 1) or (rows > 1 and tensor.stride(0) < cols):
-            return f"strides {tensor.stride()} of a matrix written in place (needs inner stride 1, no overlap)"
+            return f"strides {tensor.stride()} of a matrix written in place (needs inner stride 1)"
     return None
 
 
@@ -130,7 +131,17 @@ def writable(tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, what: s
     """Refuse a tensor of another shape, or one C++ could not write as one contiguous array."""
     _check(tensor, dtype, what)
     if tensor.shape != shape or not tensor.is_contiguous():
-        raise ShapeError(f"{what} is {describe(tensor)} strides {tensor.stride()}, expected contiguous {shape}")
+        got = f"{describe(tensor)} strides {tensor.stride()}"
+        raise ShapeError(f"{what} is {got}, expected contiguous {shape}")
+
+
+def empty(*shape: int, dtype: torch.dtype) -> Tensor:
+    """`torch.empty` on the CPU; a large one asks for huge pages: first touching it is what costs."""
+    out = torch.empty(shape, dtype=dtype)
+    extension = _load()[0]
+    if extension is not None and out.nbytes >= HUGE_BYTES:
+        extension.want_huge_pages(out.data_ptr(), out.nbytes)
+    return out
 
 
 def pointers(tensor: Tensor) -> tuple[int, int, int, int]:
@@ -147,9 +158,9 @@ class Codes:
     ) -> None:
         shape = indices.shape
         if len(shape) != (2 if offsets is None else 1):
-            raise ShapeError(f"codes: indices are {describe(indices)}, expected (N, k), or (nnz,) with offsets")
+            raise ShapeError(f"indices are {describe(indices)}, expected (N, k), or (nnz,) with offsets")
         if values is not None and values.shape != shape:
-            raise ShapeError(f"codes: values {describe(values)}, indices {describe(indices)}: expected one shape")
+            raise ShapeError(f"values {describe(values)}, indices {describe(indices)}: expected one shape")
         self.shape, self.nnz = shape, indices.numel()
         self.indices = flat(indices, torch.int32, "indices")
         self.values = None if values is None else flat(values, dtype, "values")
@@ -168,7 +179,7 @@ class Codes:
 
 
 def call(name: str, *args: Any, codes: Codes | None = None, limit: int = 0) -> None:
-    """Run one C++ entry on torch's number of threads. `codes` and `limit`, its number of latents, word errors."""
+    """Run one C++ entry on torch's number of threads. `codes` and `limit` (its latents) word errors."""
     extension, reason = _load()
     if extension is None:
         raise BackendError(f"{name}: {reason}")

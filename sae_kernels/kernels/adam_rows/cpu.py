@@ -1,4 +1,4 @@
-"""`adam_rows` in C++: every row is read and written once, however many steps it catches up with. csrc/adam_rows.
+"""`adam_rows` in C++: a row is read and written once, however many steps it catches up with. csrc/adam_rows.
 
 After each step a 16-bit row is rounded to its dtype, so that catching up equals having stepped, bit for bit.
 """

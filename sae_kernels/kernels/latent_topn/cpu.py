@@ -1,4 +1,4 @@
-"""`latent_topn` in C++: slots are sorted by latent, each is put into its latent's sorted list. csrc/latent_topn."""
+"""`latent_topn` in C++: slots sorted by latent, each put into its latent's sorted list. csrc/latent_topn."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from .. import _cpu
@@ -19,7 +18,7 @@ def run(values: Tensor, indices: Tensor, offsets: Tensor | None, W: Tensor, pref
     """See `sae_kernels.kernels.prefix_decode`."""
     codes = _cpu.Codes(values, indices, offsets, W.dtype)
     W = _cpu.matrix(W)
-    out = torch.empty(len(prefixes), codes.n, W.shape[1], dtype=W.dtype)
+    out = _cpu.empty(len(prefixes), codes.n, W.shape[1], dtype=W.dtype)
     args = (*codes.args, *_cpu.pointers(W), *_cpu.pointers(out.flatten(0, 1)), list(prefixes))
     _cpu.call("prefix_decode", _cpu.dtype_code(W), *args, codes=codes, limit=W.shape[0])
     return out

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from .. import _cpu
@@ -17,7 +16,7 @@ def run(A: Tensor, B: Tensor, indices: Tensor, offsets: Tensor | None, gate: Ten
     """See `sae_kernels.kernels.sddmm`."""
     codes = _cpu.Codes(gate, indices, offsets, A.dtype)
     A, B = _cpu.matrix(A), _cpu.matrix(B, A.dtype)
-    out = torch.empty(codes.shape, dtype=A.dtype)
+    out = _cpu.empty(*codes.shape, dtype=A.dtype)
     args = (*_cpu.pointers(A), *_cpu.pointers(B), *codes.args, out.data_ptr())
     _cpu.call("sddmm", _cpu.dtype_code(A), *args, codes=codes, limit=B.shape[0])
     return out

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from .. import _cpu
@@ -17,7 +16,7 @@ def run(values: Tensor, indices: Tensor, offsets: Tensor | None, W: Tensor) -> T
     """See `sae_kernels.kernels.spmm`."""
     codes = _cpu.Codes(values, indices, offsets, W.dtype)
     W = _cpu.matrix(W)
-    out = torch.empty(codes.n, W.shape[1], dtype=W.dtype)
+    out = _cpu.empty(codes.n, W.shape[1], dtype=W.dtype)
     args = (*codes.args, *_cpu.pointers(W), *_cpu.pointers(out))
     _cpu.call("spmm", _cpu.dtype_code(W), *args, codes=codes, limit=W.shape[0])
     return out

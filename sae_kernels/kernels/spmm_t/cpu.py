@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from .. import _cpu
@@ -17,7 +16,7 @@ def run(values: Tensor, indices: Tensor, offsets: Tensor | None, X: Tensor, d_sa
     """See `sae_kernels.kernels.spmm_t`."""
     codes = _cpu.Codes(values, indices, offsets, X.dtype)
     X = _cpu.matrix(X)
-    out = torch.empty(d_sae, X.shape[1], dtype=X.dtype)
+    out = _cpu.empty(d_sae, X.shape[1], dtype=X.dtype)
     args = (*codes.args, *_cpu.pointers(X), *_cpu.pointers(out))
     _cpu.call("spmm_t", _cpu.dtype_code(X), *args, codes=codes, limit=d_sae)
     return out

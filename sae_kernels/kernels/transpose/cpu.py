@@ -18,9 +18,9 @@ def why_not(indices: Tensor, offsets: Tensor | None, d_sae: int) -> str | None:
 def run(indices: Tensor, offsets: Tensor | None, d_sae: int) -> tuple[Tensor, Tensor, Tensor]:
     """See `sae_kernels.kernels.transpose`."""
     codes = _cpu.Codes(None, indices, offsets, torch.float32)
-    latent_offsets = torch.empty(d_sae + 1, dtype=torch.int64)
-    order = torch.empty(codes.nnz, dtype=torch.int64)
-    rows = torch.empty(codes.nnz, dtype=torch.int32)
+    latent_offsets = _cpu.empty(d_sae + 1, dtype=torch.int64)
+    order = _cpu.empty(codes.nnz, dtype=torch.int64)
+    rows = _cpu.empty(codes.nnz, dtype=torch.int32)
     outs = (latent_offsets.data_ptr(), order.data_ptr(), rows.data_ptr())
     _cpu.call("transpose", *codes.args, d_sae, *outs, codes=codes, limit=d_sae)
     return latent_offsets, order, rows
