@@ -1,0 +1,135 @@
+"""How a run begins: in a fresh directory, or where an earlier one stopped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from ..adapters import ActivationSource
+from ..architectures import SparseCoder
+from ..errors import ConfigError
+from ..files import atomic_file
+from . import checkpoint as checkpoints
+from . import random_state, tensorboard
+from .batches import Batches, Position
+from .checkpoint import Checkpoint
+from .config import Config
+from .run import Run
+
+CONFIG, CODER = "config.json", "coder"
+
+
+def check_machine(config: Config) -> None:
+    """Raise ConfigError for what this machine or installation lacks."""
+    device = torch.device(config.training.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            f"[training] device = {config.training.device!r}, but torch finds no CUDA device here"
+        )
+    if config.training.tensorboard:
+        tensorboard.require()
+
+
+def claim(directory: Path) -> None:
+    """Make the directory, and see that it can be written.
+
+    Raises:
+        CheckpointError: it can't; before anything is loaded.
+    """
+    with checkpoints.reported(directory, directory / "checkpoints"):
+        directory.mkdir(parents=True, exist_ok=True)
+        with (directory / ".lock").open("a"):
+            pass
+
+
+def prepare(config: Config, directory: Path, resume: bool) -> Checkpoint | None:
+    """The checkpoint to go on from, None for a run that begins; config.json is written.
+
+    Raises:
+        ConfigError: there is a run that may not, or cannot, be continued with `config`.
+        CheckpointError: every checkpoint is damaged, or the directory can't be written.
+    """
+    root = directory / "checkpoints"
+    with checkpoints.reported(directory, root):
+        for folder in (directory, root):
+            checkpoints.sweep(folder)
+    if checkpoints.found(root):
+        if not resume:
+            raise ConfigError(
+                f"[output] dir = {str(directory)!r} holds a run; resume it, or choose another folder"
+            )
+        _check_same(config, directory / CONFIG)
+        saved = checkpoints.newest(root)
+    elif (directory / CODER).exists():
+        raise ConfigError(
+            f"[output] dir = {str(directory)!r} holds a trained coder, and no checkpoint to go on from"
+        )
+    else:
+        saved = None
+    if saved is not None and saved.step > config.training.total_steps:
+        raise ConfigError(
+            f"[training] {config.training.total_steps} steps, the run in {directory} has made {saved.step}"
+        )
+    with checkpoints.reported(directory / CONFIG, root), atomic_file(directory / CONFIG) as path:
+        path.write_text(json.dumps(config.to_dict(), indent=2, default=str) + "\n", encoding="utf-8")
+    return saved
+
+
+def begin(config: Config, source: ActivationSource) -> Run:
+    """A new run; what the coder takes from data, it takes from the first batch."""
+    training = config.training
+    coder = config.coder.create(source).to(training.device, getattr(torch, training.dtype))
+    run = _run(config, source, coder, None)
+    x, target = on_device(run, *run.batches.next())
+    coder.initialise(x, target)
+    run.batches.position = Position()
+    return run
+
+
+def go_on(config: Config, source: ActivationSource, saved: Checkpoint) -> Run:
+    """The run as it was when `saved` was written."""
+    for name in ("d_in", "d_out"):
+        if getattr(saved.coder, name) != getattr(source, name):
+            raise ConfigError(
+                f"[activations] the source has {name} = {getattr(source, name)}, "
+                f"the run in {config.output.dir} was begun with {getattr(saved.coder, name)}"
+            )
+    run = _run(config, source, saved.coder.to(config.training.device), saved.position)
+    checkpoints.restore_optimizer(run.optimizer, run.coder, saved.optimizer)
+    run.tokens_since_fired.copy_(saved.tokens_since_fired)
+    run.step, run.tokens, run.resumed_from = saved.step, saved.tokens, saved.step
+    random_state.restore(saved.random)
+    return run
+
+
+def on_device(run: Run, x: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A batch where the coder is, in its dtype."""
+    to = {"device": run.config.training.device, "dtype": getattr(torch, run.config.training.dtype)}
+    moved = x.to(**to)
+    return moved, moved if target is x else target.to(**to)
+
+
+def _run(config: Config, source: ActivationSource, coder: SparseCoder, position: Position | None) -> Run:
+    training = config.training
+    optimizer = torch.optim.Adam(
+        coder.parameters(), lr=0.0, betas=training.betas, eps=training.eps, fused=True
+    )
+    counters = torch.zeros(coder.d_sae, dtype=torch.int64, device=training.device)
+    batches = Batches(source, training.batch_size, position)
+    return Run(config, config.output.dir, source, coder.train(), optimizer, batches, counters)
+
+
+def _check_same(config: Config, path: Path) -> None:
+    try:
+        before = Config.from_dict(json.loads(path.read_text(encoding="utf-8")), str(path))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{path}: the configuration of the run in this folder cannot be read: {error}"
+        ) from error
+    if differences := before.differences(config):
+        lines = "\n".join(f"  {line}" for line in differences)
+        raise ConfigError(
+            f"{path.parent} holds a run with another configuration; take another [output] dir, or:\n{lines}"
+        )

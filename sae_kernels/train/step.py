@@ -1,0 +1,86 @@
+"""One step of training, and the figures that describe it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..architectures import Loss
+from ..errors import TrainingError
+from .run import Run
+from .schedule import lr_factor
+
+
+def take_step(run: Run, x: Tensor, target: Tensor) -> tuple[Loss, Tensor]:
+    """Loss, gradients, Adam; → the loss (before the update) and the norm of the gradients (before clipping).
+
+    Raises:
+        TrainingError: loss or gradients are not finite; the weights are those of the step before.
+    """
+    training = run.config.training
+    run.optimizer.zero_grad(set_to_none=True)
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=training.autocast == "bfloat16"):
+        loss = run.coder.loss(x, target, dead=run.dead())
+    if not torch.isfinite(loss.total):
+        terms = ", ".join(f"{name} = {float(value):g}" for name, value in loss.parts.items())
+        raise TrainingError(f"the loss is {float(loss.total):g} ({terms}){_bad_values(x, target)}")
+    loss.total.backward()
+    run.coder.before_step()
+    parameters = [parameter for parameter in run.coder.parameters() if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if not torch.isfinite(norm):
+        raise TrainingError(f"the norm of the gradients is {float(norm):g}{_bad_values(x, target)}")
+    if training.grad_clip is not None:
+        torch.nn.utils.clip_grads_with_norm_(parameters, training.grad_clip, norm)
+    for group in run.optimizer.param_groups:
+        group["lr"] = learning_rate(run)
+    run.optimizer.step()
+    run.coder.after_step()
+    run.step += 1
+    run.tokens += len(x)
+    run.tokens_since_fired += len(x)
+    run.tokens_since_fired[loss.codes.fired()] = 0
+    return loss, norm
+
+
+def learning_rate(run: Run) -> float:
+    """The rate of the step that comes next."""
+    training = run.config.training
+    factor = lr_factor(run.step, run.total_steps, training.lr_warmup_steps, training.lr_decay_fraction)
+    return training.peak_lr(run.coder.d_sae) * factor
+
+
+def measure(run: Run, loss: Loss, norm: Tensor, target: Tensor, lr: float) -> dict[str, float]:
+    """The figures of the step just taken, on its batch of N tokens, before the update:
+
+    fvu = Σ ‖y - ŷ‖² / Σ ‖y - ȳ‖², ȳ the batch's mean; l0 = active latents a token; dead = the fraction of
+    latents that have not fired in the last `dead_after_tokens` tokens. Sums in float64.
+    """
+    y = target.detach().double()
+    residual = (y - loss.reconstruction.detach().double()).square().sum()
+    return {
+        "step": run.step,
+        "tokens": run.tokens,
+        "loss": float(loss.total.detach()),
+        **{f"loss/{name}": float(value) for name, value in loss.parts.items()},
+        "fvu": float(residual / (y - y.mean(0)).square().sum()),
+        "l0": float(loss.codes.l0().double().mean()),
+        "dead": float(run.dead().double().mean()),
+        "dead_after_tokens": run.config.training.dead_after_tokens,
+        "lr": lr,
+        "grad_norm": float(norm),
+    }
+
+
+def require_finite_weights(run: Run) -> None:
+    """Before a checkpoint: one with weights that are not finite would not be a good one."""
+    for name, parameter in run.coder.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise TrainingError(f"the update made {name} not finite")
+
+
+def _bad_values(*batch: Tensor) -> str:
+    for name, values in zip(("input", "target"), batch, strict=True):
+        if bad := int((~torch.isfinite(values)).sum()):
+            return f"; {bad} values of the batch's {name} are not finite"
+    return ""

@@ -1,0 +1,154 @@
+"""`train`: from a configuration to a trained coder, resumable at any moment."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+
+import torch
+
+from .. import formats
+from ..errors import TrainingError
+from ..files import atomic_file
+from ..plugins import plugins
+from . import checkpoint as checkpoints
+from . import random_state, start
+from .checkpoint import Checkpoint
+from .config import Config
+from .denormals import flushed
+from .lock import locked
+from .log import MetricsLog
+from .progress import Progress
+from .run import Run
+from .step import learning_rate, measure, require_finite_weights, take_step
+from .stopping import Stop, stop_on_signal
+
+
+def train(config: Config, *, resume: bool = True, progress: bool = True) -> Run:
+    """Train what `config` says, in its `[output] dir`.
+
+    An unfinished run there is continued exactly: after a kill at any moment the final weights, the
+    optimiser's state and metrics.jsonl (but for timings) are bit for bit those of a run that was never
+    interrupted, on the same machine and number of threads. Ctrl-C or SIGTERM: a checkpoint is written, and
+    the returned run's `outcome` is "interrupted".
+
+    Written: `config.json`, `metrics.jsonl`, `checkpoints/step_…`, at the end `coder/` (`sae_kernels.load`
+    reads it) and `run.json` (`Run.summary()`).
+
+    Raises:
+        ConfigError: the configuration cannot be meant, or would not continue the run that is there (names the
+        keys);
+            with `resume=False`, a run is there. AdapterError, FormatError, …: the activations cannot be read.
+        TrainingError: loss or gradients are not finite (names the step and the last good checkpoint), or
+        another
+            process trains there. CheckpointError: something could not be written, or no checkpoint read.
+    """
+    begun = time.monotonic()
+    start.check_machine(config)
+    start.claim(config.output.dir)
+    with locked(config.output.dir), _threads(config.training.threads), flushed(torch.get_num_threads()):
+        saved = start.prepare(config, config.output.dir, resume)
+        source = config.activations.open()
+        with random_state.seeded(config.coder.seed):
+            run = start.begin(config, source) if saved is None else start.go_on(config, source, saved)
+            with _announced(run), stop_on_signal() as stop:
+                _steps(run, stop, progress)
+                _finish(run, time.monotonic() - begun)
+    return run
+
+
+def _steps(run: Run, stop: Stop, progress: bool) -> None:
+    """The steps that are left, with their lines in metrics.jsonl and their checkpoints."""
+    training = run.config.training
+    with checkpoints.reported(run.log_path, run.checkpoints):
+        log = MetricsLog(run.log_path, run.step)
+    run.metrics = log.last
+    bar = Progress(run, progress)
+    with contextlib.closing(log), contextlib.closing(bar), _last_good(run):
+        clock, tokens = time.monotonic(), run.tokens
+        while run.step < run.total_steps and not stop.asked:
+            x, target = start.on_device(run, *run.batches.next())
+            lr = learning_rate(run)
+            loss, norm = take_step(run, x, target)
+            if run.step % training.log_every == 0 or run.step == run.total_steps:
+                run.metrics = measure(run, loss, norm, target, lr)
+                now = time.monotonic()
+                run.metrics["tokens_per_second"] = (run.tokens - tokens) / max(now - clock, 1e-9)
+                clock, tokens = now, run.tokens
+                with checkpoints.reported(run.log_path, run.checkpoints):
+                    log.write(run.metrics)
+                bar.show(run.metrics)
+                plugins().notify("sae_kernels_train_step", run=run, step=run.step, metrics=run.metrics)
+            bar.advance(len(x))
+            if run.step % training.checkpoint_every == 0 or run.step == run.total_steps or stop.asked:
+                _checkpoint(run, log)
+
+
+def _checkpoint(run: Run, log: MetricsLog) -> None:
+    require_finite_weights(run)
+    with checkpoints.reported(run.log_path, run.checkpoints):
+        log.sync()
+    path = checkpoints.write(
+        Checkpoint(
+            run.step,
+            run.tokens,
+            run.batches.position,
+            run.coder,
+            checkpoints.optimizer_tensors(run.optimizer, run.coder),
+            run.tokens_since_fired,
+            random_state.capture(),
+        ),
+        run.checkpoints,
+        run.config.training.keep_checkpoints,
+    )
+    plugins().notify("sae_kernels_checkpoint", run=run, step=run.step, path=path)
+
+
+def _finish(run: Run, seconds: float) -> None:
+    """The coder, if all steps were made, and the summary."""
+    run.outcome = "finished" if run.step >= run.total_steps else "interrupted"
+    run.seconds = seconds
+    if run.outcome == "finished":
+        coder = run.directory / start.CODER
+        with checkpoints.reported(coder, run.checkpoints):
+            formats.save(run.coder, coder)
+    summary = run.directory / "run.json"
+    with checkpoints.reported(summary, run.checkpoints), atomic_file(summary) as path:
+        path.write_text(json.dumps(run.summary(), indent=2) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _announced(run: Run) -> Iterator[None]:
+    """Plugins hear of the start, and of the end however it comes."""
+    plugins().notify("sae_kernels_train_start", run=run)
+    try:
+        yield
+    except BaseException as error:
+        run.outcome = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        raise
+    finally:
+        plugins().notify("sae_kernels_train_end", run=run, reason=run.outcome)
+
+
+@contextlib.contextmanager
+def _last_good(run: Run) -> Iterator[None]:
+    """A TrainingError, with the step and where one can go back to."""
+    try:
+        yield
+    except TrainingError as error:
+        last = checkpoints.found(run.checkpoints)
+        left = f"last good checkpoint: {last[-1]}" if last else "no checkpoint had been written yet"
+        raise TrainingError(f"step {run.step + 1}: {error}; {left}") from error
+
+
+@contextlib.contextmanager
+def _threads(n: int | None) -> Iterator[None]:
+    """torch's threads inside the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
