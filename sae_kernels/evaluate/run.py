@@ -1,0 +1,92 @@
+"""`evaluate_run`: the evaluation of a training run, from its directory."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from .. import registry
+from ..adapters import ActivationSource
+from ..errors import ArgumentError, FormatError
+from ..files import atomic_file
+from ..formats import load
+from ..plugins import plugins
+from ..specs import resolve
+from .loop import evaluate
+
+CONFIG, CODER, RESULTS = "config.json", "coder", "evaluation.json"
+
+
+def evaluate_run(
+    directory: str | os.PathLike[str],
+    *,
+    max_tokens: int | None = 100_000,
+    batch_tokens: int = 4096,
+    metrics: Iterable[str] | None = None,
+    ablation: str = "zero",
+    loss_tokens: int | None = None,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Evaluate `directory`/coder on data held out from its training; arguments and result as for `evaluate`.
+
+    The data come from the run's own adapter with `split = "heldout"`; an adapter without splits gives what
+    it gave in training, and "data" in the result says so. The result is written to
+    `directory`/evaluation.json, complete or not at all, and handed to the hook `sae_kernels_evaluation`.
+
+    Raises:
+        ArgumentError: the directory is not a training run's.
+        FormatError: its configuration or coder is damaged.
+        Otherwise as `evaluate`.
+    """
+    path = Path(directory)
+    table = _activations_table(path)
+    coder = load(path / CODER)
+    source, data = open_heldout(table)
+    results = evaluate(
+        coder,
+        source,
+        max_tokens=max_tokens,
+        batch_tokens=batch_tokens,
+        metrics=metrics,
+        ablation=ablation,
+        loss_tokens=loss_tokens,
+        progress=progress,
+    )
+    results = {"data": data, **results}
+    text = json.dumps(results, indent=2, allow_nan=False, default=str)
+    with atomic_file(path / RESULTS) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+    plugins().notify("sae_kernels_evaluation", run=path, results=results)
+    return results
+
+
+def open_heldout(table: dict[str, Any]) -> tuple[ActivationSource, dict[str, str]]:
+    """The source of an `[activations]` table on its held-out split, and a description of it."""
+    keys = dict(table)
+    name = keys.pop("adapter")
+    open_source = resolve(registry.adapters.get(name).open)
+    if "split" in inspect.signature(open_source).parameters:
+        keys["split"] = "heldout"
+        keys.pop("epochs", None)  # of training; once is enough here
+        return open_source(**keys), {"adapter": name, "split": "heldout"}
+    return open_source(**keys), {"adapter": name, "split": "none: the adapter has no held-out data"}
+
+
+def _activations_table(path: Path) -> dict[str, Any]:
+    if not (path / CONFIG).is_file():
+        raise ArgumentError(f"{path}: no {CONFIG}, expected a directory that `sae-kernels train` wrote")
+    if not (path / CODER).exists():
+        raise ArgumentError(f"{path}: no {CODER}, expected the directory of a run that has saved its coder")
+    try:
+        table = json.loads((path / CONFIG).read_text(encoding="utf-8"))["activations"]
+        if not isinstance(table["adapter"], str):
+            raise TypeError
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError):
+        raise FormatError(
+            f"{path / CONFIG}: expected JSON with a table `activations` that names its adapter"
+        ) from None
+    return table
