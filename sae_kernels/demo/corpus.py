@@ -1,7 +1,7 @@
 """The text of the demo: Python's standard library, read from the installation that runs it.
 
-The split is a property of a file's name alone, so that it is the same on every machine and for every Python version:
-a file that was held out when the embedded model was trained is held out for the reader too.
+The split is a property of a file's name alone, so that it is the same on every machine and for every Python
+version: a file that was held out when the embedded model was trained is held out for the reader too.
 """
 
 from __future__ import annotations
@@ -14,28 +14,25 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from sae_kernels.errors import SaeKernelsError
+from ..errors import AdapterError, ArgumentError
 
 Split = Literal["train", "heldout"]
 
 LICENCE = (
-    "The text is Python's standard library, Copyright (c) Python Software Foundation and contributors, under the PSF "
-    "License Version 2 (SPDX: PSF-2.0). It is read from your own Python installation and is not redistributed here; "
-    "the embedded language model was trained on it."
+    "The text is Python's standard library, (c) Python Software Foundation and contributors, under the PSF "
+    "License Version 2 (SPDX: PSF-2.0). It is read from your own Python installation and is not passed on "
+    "here; the embedded language model was trained on it."
 )
 
 HELD_OUT_PERCENT = 5
 
 # Third-party or compiled code, tests (distributions leave them out), and tables that a program wrote.
 _SKIPPED_FOLDERS = frozenset(
-    "site-packages dist-packages __pycache__ lib-dynload test tests idle_test encodings pydoc_data".split()
+    {"site-packages", "dist-packages", "__pycache__", "lib-dynload"}
+    | {"test", "tests", "idle_test", "encodings", "pydoc_data"}
 )
 _SKIPPED_PREFIXES = ("config-", "_sysconfigdata", "sitecustomize", "usercustomize")
 _LARGEST_BYTES = 256 * 1024  # the longest module written by hand, _pydecimal.py, has 230 kB
-
-
-class CorpusError(SaeKernelsError, OSError):
-    """The standard library's sources can't be read."""
 
 
 def split_of(name: str) -> Split:
@@ -47,31 +44,34 @@ def split_of(name: str) -> Split:
 
 
 def root() -> Path:
-    """Folder of the standard library. Raises CorpusError where it isn't a folder with sources."""
+    """Folder of the standard library. AdapterError where it isn't a folder with sources."""
     folder = Path(sysconfig.get_path("stdlib"))
     if not (folder / "argparse.py").is_file():
-        raise CorpusError(
+        raise AdapterError(
             f"no Python sources in {folder}\n"
             "  found: a Python without a readable standard library (zipped, embedded or frozen)\n"
-            "  expected: a folder with argparse.py and its like; use a full Python installation, or give texts of your own"
+            "  expected: a folder with argparse.py and its like; use a full installation, or your own texts"
         )
     return folder
 
 
 def files(split: Split) -> list[Path]:
-    """Source files of one split, and the licence text where it lies beside them, in an order that looks shuffled (by hash of
-    the relative path), so that a budget of characters takes a fair sample; the same on every machine."""
+    """Source files of one split, and the licence text where it lies beside them.
+
+    The order looks shuffled (by hash of the relative path), so that a budget of characters takes a fair
+    sample; it is the same on every machine.
+    """
     folder = root()
     return [folder / name for name in _names(folder) if split_of(name) == split]
 
 
 def texts(split: Split, limit_chars: int | None = None) -> Iterator[tuple[str, str]]:
-    """Yield `(relative name, text)` in the order of `files`, `limit_chars` characters in all (the last text is cut).
+    """Yield `(relative name, text)` in the order of `files`, at most `limit_chars` characters in all.
 
     Newlines come as "\\n". Files that aren't UTF-8 are passed over.
     """
     if limit_chars is not None and limit_chars < 0:
-        raise ValueError(f"limit_chars: found {limit_chars}, expected None or a number of characters >= 0")
+        raise ArgumentError(f"limit_chars: found {limit_chars}, expected None or a number >= 0")
     folder = root()
     left = limit_chars
     for path in files(split):
