@@ -11,8 +11,6 @@
 namespace {
 namespace sel {
 
-constexpr int64_t kRunEntries = 1 << 14;  // what one thread collects before it appends
-
 struct Position {
   int32_t row, index;
 };
@@ -99,7 +97,7 @@ sk_status batch_topk_fold(sk_batch_topk s, sk_matrix scores, const float* bias, 
   if (s.keep < 1 || s.room < batch_topk_room(s.keep, cols)) return failure(SK_BAD_SIZE);
   if (cols == 0) return success();
   const int workers = threads < 1 ? 1 : threads;
-  const int64_t run = sel::kRunEntries / cols > 0 ? sel::kRunEntries / cols : 1;
+  const int64_t run = sel::rows_at_a_time(cols);  // what one thread collects before it appends
   const int64_t entries = run * cols + 4 * sel::kLanes<int32_t> + sel::kSlack;  // `offer` never sees this buffer full
   const Scratch<int32_t> scratch(3 * entries * workers);
   if (!scratch.data) return failure(SK_NO_MEMORY);

@@ -12,7 +12,7 @@ sk_status running_topk_fold(sk_running_topk s, sk_matrix scores, const float* bi
                             int32_t threads) {
   if (scores.rows > s.n || s.k < 1 || first < 0 || first + scores.cols > INT32_MAX) return failure(SK_BAD_SIZE);
   const int64_t pitch = running_topk_room(s.k);
-  parallel_runs(scores.rows, 8, threads, [&](int, int64_t begin, int64_t end) {
+  parallel_runs(scores.rows, sel::rows_at_a_time(scores.cols), threads, [&](int, int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       sel::Candidates c{s.keys + r * pitch, s.index + r * pitch, 0, sel::candidate_room(s.k), s.k, sel::Float32::kLeast};
       if (first > 0) {
@@ -35,7 +35,7 @@ sk_status running_topk_finish(int32_t dtype, sk_running_topk s, int32_t relu, vo
   const int64_t pitch = running_topk_room(s.k);
   return for_dtype(dtype, [&](auto type) {
     using T = decltype(type);
-    parallel_runs(s.n, 8, threads, [&](int, int64_t begin, int64_t end) {
+    parallel_runs(s.n, sel::rows_at_a_time(4 * pitch), threads, [&](int, int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; ++r) {
         sel::Candidates c{s.keys + r * pitch, s.index + r * pitch, s.count[r], sel::candidate_room(s.k), s.k, s.bound[r]};
         c.shrink();

@@ -37,6 +37,9 @@ struct Scores {
   }
 };
 
+// Rows a thread takes at a time: enough scores to be worth waking it for.
+inline int64_t rows_at_a_time(int64_t cols) { return 1 + (1 << 14) / (cols > 0 ? cols : 1); }
+
 // body(source) with the source that bias and among (either may be null) call for.
 template <class Body>
 inline void with_scores(const float* z, const float* bias, const uint8_t* among, const Body& body) {

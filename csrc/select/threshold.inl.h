@@ -22,7 +22,7 @@ inline uint64_t above_theta(const Source& scores, int64_t i, int m, const float*
 sk_status threshold_count(sk_matrix scores, const float* bias, const float* theta, int64_t theta_step, int64_t* counts,
                           int32_t threads) {
   constexpr int kWide = sel::kLanes<int32_t>;
-  parallel_runs(scores.rows, 8, threads, [&](int, int64_t begin, int64_t end) {
+  parallel_runs(scores.rows, sel::rows_at_a_time(scores.cols), threads, [&](int, int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       int64_t count = 0;
       sel::with_scores(row_of<float>(scores, r), bias, nullptr, [&](const auto& source) {
@@ -45,7 +45,7 @@ sk_status threshold_fill(int32_t dtype, sk_matrix scores, const float* bias, con
   if (first < 0 || first + scores.cols > INT32_MAX) return failure(SK_BAD_SIZE);
   return for_dtype(dtype, [&](auto type) {
     using T = decltype(type);
-    parallel_runs(scores.rows, 8, threads, [&](int, int64_t begin, int64_t end) {
+    parallel_runs(scores.rows, sel::rows_at_a_time(scores.cols), threads, [&](int, int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; ++r) {
         int64_t at = starts[r];
         sel::with_scores(row_of<float>(scores, r), bias, nullptr, [&](const auto& source) {
@@ -75,7 +75,7 @@ sk_status place_rows(int32_t dtype, int64_t rows, const int64_t* counts, const i
                      const int32_t* indices, const int64_t* to, void* out_values, int32_t* out_indices, int32_t threads) {
   return for_dtype(dtype, [&](auto type) {
     using T = decltype(type);
-    parallel_runs(rows, 64, threads, [&](int, int64_t begin, int64_t end) {
+    parallel_runs(rows, 512, threads, [&](int, int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; ++r) {
         memcpy(static_cast<T*>(out_values) + to[r], static_cast<const T*>(values) + from[r], size_t(counts[r]) * sizeof(T));
         memcpy(out_indices + to[r], indices + from[r], size_t(counts[r]) * sizeof(int32_t));

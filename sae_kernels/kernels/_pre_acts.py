@@ -1,0 +1,77 @@
+"""Pre-acts without bias, x Wᵀ, in float32, chunk by chunk in one reused scratch: for fused selections.
+
+The (N, M) tensor never exists. Memory: at most 16 MiB of scores, and for 16-bit inputs 8 MiB each for float32 copies
+of the chunk's tokens and latents (or 16 rows of each, where d is so large that this is more). Products of 16-bit
+inputs are exact in float32; sums are `torch.mm`'s, and honour torch's float32 matmul precision. Scores are what that
+GEMM gives for a chunk's shape: the same for any number of threads as far as the BLAS sees to it. MKL was found to,
+except for 5 to 15 tokens, which are padded to 16 for that reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+SCORES = 4 << 20  # elements
+UPCAST = 2 << 20
+ROWS, COLS = 4096, 8192
+
+
+def _even(total: int, most: int, multiple: int) -> int:
+    """A chunk size ≤ `most`, up to rounding to `multiple`, that splits `total` into chunks of like size."""
+    chunks = -(-total // max(1, most))
+    size = -(-total // max(1, chunks))
+    return min(total, -(-size // multiple) * multiple)
+
+
+class PreActs:
+    """Chunks of x Wᵀ: tokens in the outer loop, latents, ascending, in the inner one."""
+
+    def __init__(self, x: Tensor, W: Tensor, max_rows: int = ROWS) -> None:
+        self.x, self.W = x.detach(), W.detach()
+        (self.n, d), self.m = x.shape, W.shape[0]
+        self.upcast = x.dtype != torch.float32
+        rows, cols = min(ROWS, max(16, max_rows)), COLS
+        if self.upcast:
+            rows, cols = min(rows, max(16, UPCAST // max(1, d))), min(cols, max(16, UPCAST // max(1, d)))
+        self.rows = _even(self.n, rows, 16)
+        self.cols = _even(self.m, min(cols, max(1, SCORES // max(16, self.rows))), 64 if cols >= 64 else 1)
+        padded = max(16, self.rows)
+        self._scores = torch.empty(padded * self.cols)
+        self._x = torch.empty(padded, d)
+        latents_inside = W.stride(1) != 1 and W.stride(0) == 1
+        self._W = torch.empty(0)
+        if self.upcast:
+            self._W = torch.empty(d, self.cols).mT if latents_inside else torch.empty(self.cols, d)
+
+    def tokens(self) -> Iterator[tuple[int, int]]:
+        """(first row, rows) of each chunk of tokens."""
+        for row in range(0, self.n, max(1, self.rows)):
+            yield row, min(self.rows, self.n - row)
+
+    def scores(self, row: int, rows: int) -> Iterator[tuple[int, Tensor]]:
+        """(first latent, scores (rows, cols)) of each chunk of latents; the next one overwrites it."""
+        x = self.x[row : row + rows]
+        padded = 16 if 4 < rows < 16 else rows
+        if self.upcast or padded != rows:
+            x = self._x[:padded]
+            x[:rows].copy_(self.x[row : row + rows])
+            x[rows:].zero_()
+        for first in range(0, self.m, self.cols):
+            W = self.W[first : first + self.cols]
+            if self.upcast:
+                W = self._W[: W.shape[0]].copy_(W)
+            out = self._scores[: padded * W.shape[0]].view(padded, W.shape[0])
+            yield first, torch.mm(x, W.mT, out=out)[:rows]
+
+
+def bias_of(b: Tensor | None, first: int, cols: int) -> Tensor | None:
+    """The float32 bias of a chunk's latents, contiguous."""
+    return None if b is None else b.detach()[first : first + cols].float().contiguous()
+
+
+def address(tensor: Tensor | None) -> int:
+    """Where a contiguous tensor's data lies, 0 for none."""
+    return 0 if tensor is None else tensor.data_ptr()

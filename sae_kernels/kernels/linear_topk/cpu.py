@@ -1,0 +1,74 @@
+"""`linear_topk` on the CPU: `torch.mm` on chunks, folded by C++ into the rows' candidates while in cache.
+
+Bodies: csrc/select. Memory beside the outputs: that of `_pre_acts`, and 16 MiB of candidates (or those of 16 rows,
+about 16·k bytes each and selection, where that is more), whatever N and M. Given the scores, the selection is exact
+and deterministic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import _cpu
+from .._pre_acts import PreActs, address, bias_of
+
+CANDIDATES_BYTES = 16 << 20
+
+
+class _Selection:
+    """One selection: its outputs, and its candidates for one chunk of tokens."""
+
+    def __init__(self, x: Tensor, k: int, relu: bool, among: Tensor | None, rows: int, room: int) -> None:
+        self.k, self.relu = k, relu
+        self.among = None if among is None or among.numel() == 0 else _cpu.flat(among, torch.bool, "among")
+        self.values = torch.empty(x.shape[0], k, dtype=x.dtype)
+        self.indices = torch.empty(x.shape[0], k, dtype=torch.int32)
+        self._state = torch.empty(2, rows, room, dtype=torch.int32), torch.empty(2, rows, dtype=torch.int32)
+
+    def _arguments(self, rows: int) -> tuple[int, ...]:
+        candidates, progress = self._state
+        return (*(t.data_ptr() for t in (*candidates, *progress)), rows, self.k)
+
+    def fold(self, scores: Tensor, bias: Tensor | None, first: int) -> None:
+        """Take in a chunk of scores."""
+        among = 0 if self.among is None else self.among.data_ptr() + first
+        state = self._arguments(scores.shape[0])
+        _cpu.call("running_topk_fold", *state, *_cpu.pointers(scores), address(bias), among, first)
+
+    def finish(self, row: int, rows: int) -> None:
+        """Write the chunk's rows to the outputs."""
+        values, indices = self.values[row : row + rows], self.indices[row : row + rows]
+        state = self._arguments(rows)
+        dtype = _cpu.dtype_code(values)
+        _cpu.call("running_topk_finish", dtype, *state, self.relu, values.data_ptr(), indices.data_ptr())
+
+
+def why_not(
+    x: Tensor, W: Tensor, b: Tensor | None, ks: list[int], relus: list[bool], among: Sequence[Tensor | None]
+) -> str | None:
+    """None, or why the C++ kernel declines."""
+    return _cpu.why_not(x, W, b)
+
+
+def run(
+    x: Tensor, W: Tensor, b: Tensor | None, ks: list[int], relus: list[bool], among: Sequence[Tensor | None]
+) -> list[Tensor]:
+    """See `sae_kernels.kernels.linear_topk`. Indices ascend within a row."""
+    rooms = [_cpu.ask("running_topk_room", k) for k in ks]
+    chunks = PreActs(x, W, CANDIDATES_BYTES // max(1, 8 * sum(rooms)))
+    selections = [
+        _Selection(x, k, relu, mask, chunks.rows, room)
+        for k, relu, mask, room in zip(ks, relus, among, rooms, strict=True)
+    ]
+    active = [selection for selection in selections if selection.k > 0]
+    for row, rows in chunks.tokens():
+        for first, scores in chunks.scores(row, rows):
+            bias = bias_of(b, first, scores.shape[1])
+            for selection in active:
+                selection.fold(scores, bias, first)
+        for selection in active:
+            selection.finish(row, rows)
+    return [tensor for selection in selections for tensor in (selection.values, selection.indices)]
