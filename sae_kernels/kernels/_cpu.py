@@ -1,8 +1,8 @@
 """The one place where tensors become pointers for the C++ kernels (`sae_kernels._cpu`).
 
 A backend file `<op>/cpu.py` checks how its arguments fit together, allocates its outputs, and hands `call`
-what the helpers here made of each tensor: addresses and sizes as plain integers, cheaper than DLPack by 2 µs a
-tensor. C++ in turn checks indices, offsets and rows before it follows them. Callers keep the tensors alive
+what the helpers here made of each tensor: addresses and sizes as plain integers, 2 µs a tensor cheaper than
+DLPack. C++ in turn checks indices, offsets and rows before it follows them. Callers keep the tensors alive
 until `call` returns.
 """
 
@@ -185,7 +185,8 @@ def call(name: str, *args: Any, codes: Codes | None = None, limit: int = 0) -> N
         raise BackendError(f"{name}: {reason}")
     status = getattr(extension, name)(*args, torch.get_num_threads())
     if status is not None:
-        _fail(name, *status, codes, limit)
+        code, position, value = status
+        _fail(name, code, position, value, codes, limit)
 
 
 def ask(name: str, *args: int) -> int:
