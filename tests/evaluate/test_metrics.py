@@ -140,9 +140,7 @@ def test_sparsity_is_the_dense_count() -> None:
     edges = torch.tensor(histogram["log10_edges"], dtype=torch.float64)
     assert len(edges) == len(histogram["counts"]) + 1
     logs = density[density > 0].log10()
-    expected = [
-        int(((logs >= low) & (logs < high)).sum()) for low, high in zip(edges, edges[1:], strict=False)
-    ]
+    expected = [int(((logs >= low) & (logs < high)).sum()) for low, high in itertools.pairwise(edges)]
     assert histogram["counts"] == expected
 
 
