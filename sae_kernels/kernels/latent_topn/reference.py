@@ -27,9 +27,10 @@ def run(
     value = torch.cat([best_values.flatten(), active[real].to(best_values.dtype)])
     token = torch.cat([best_tokens.flatten(), first_token + rows[real]])
     latent = torch.cat([old, latents[real]])
-    for key, descending in ((token, False), (value, True), (latent, False)):  # least significant first
-        order = torch.sort(key, stable=True, descending=descending).indices
-        value, token, latent = value[order], token[order], latent[order]
+    order = torch.sort(token, stable=True).indices  # least significant key first
+    order = order[torch.sort(value[order], stable=True, descending=True).indices]
+    order = order[torch.sort(latent[order], stable=True).indices]
+    value, token, latent = value[order], token[order], latent[order]
     starts = torch.zeros(d_sae + 1, dtype=torch.int64, device=latent.device)
     starts[1:] = torch.bincount(latent, minlength=d_sae).cumsum(0)
     take = starts[:-1].unsqueeze(1) + torch.arange(n, device=latent.device)  # each latent has at least its n old entries
