@@ -5,9 +5,9 @@
 
 namespace {
 
-// A thread's histogram is m counters: not worth its memory traffic unless it has as many slots to count.
+// A thread has m counters to clear and to add up, and four barriers to meet: not worth it for few slots.
 inline int sorting_threads(int64_t nnz, int64_t m, int threads) {
-  const int64_t useful = 1 + nnz / (m + 16384);
+  const int64_t useful = 1 + nnz / (4 * m + (INT64_C(1) << 18));
   return static_cast<int>(useful < threads ? useful : threads < 1 ? 1 : threads);
 }
 

@@ -70,7 +70,7 @@ def why_not(*tensors: Tensor | None) -> str | None:
     for tensor in tensors:
         if tensor is None:
             continue
-        if tensor.device.type != "cpu":
+        if not tensor.is_cpu:
             return f"device is {tensor.device.type} (needs cpu)"
         if tensor.layout is not torch.strided:
             return f"layout is {tensor.layout} (needs torch.strided)"
@@ -219,7 +219,7 @@ def _fail(name: str, code: int, position: int, value: int, codes: Codes | None, 
 
 
 def _check(tensor: Tensor, dtype: torch.dtype, what: str = "matrix") -> None:
-    if tensor.device.type != "cpu" or tensor.layout is not torch.strided:
+    if not tensor.is_cpu or tensor.layout is not torch.strided:
         raise DeviceError(f"{what} is {describe(tensor)} {tensor.layout}, expected a strided cpu tensor")
     if tensor.dtype != dtype:
         raise DtypeError(f"{what} is {describe(tensor)}, expected {_name(dtype)}")

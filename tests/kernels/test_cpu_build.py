@@ -16,6 +16,7 @@ from sae_kernels.kernels import _cpu
 from sae_kernels.kernels.sddmm import cpu as sddmm
 from sae_kernels.kernels.spmm import cpu as spmm
 from sae_kernels.kernels.spmm_t import cpu as spmm_t
+from sae_kernels.kernels.transpose import cpu as transpose
 
 pytestmark = pytest.mark.skipif(not _cpu.available(), reason="the C++ extension is not built")
 
@@ -154,3 +155,25 @@ def test_out_of_range_indices_are_refused_and_named() -> None:
 def test_offsets_must_rise_from_0_to_nnz(offsets: list[int]) -> None:
     with pytest.raises(IndexRangeError, match="must rise from 0 to nnz = 4"):
         spmm.run(torch.ones(4), torch.zeros(4).int(), torch.tensor(offsets), torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("ragged", [False, True], ids=["fixed", "ragged"])
+def test_parallel_transpose_is_the_stable_sort(ragged: bool) -> None:
+    indices = torch.randint(0, 50, (60_000, 16), dtype=torch.int32)  # enough for threads
+    rows, offsets = torch.arange(60_000).repeat_interleave(16), None
+    if ragged:
+        inner = torch.randint(0, indices.numel() + 1, (59_999,)).sort().values
+        offsets = torch.cat([torch.tensor([0]), inner, torch.tensor([indices.numel()])])
+        indices = indices.flatten()
+        rows = torch.repeat_interleave(torch.arange(60_000), offsets.diff())
+    order = torch.sort(indices.flatten(), stable=True).indices
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            got = transpose.run(indices, offsets, 50)
+            assert torch.equal(got[0][1:], torch.bincount(indices.flatten(), minlength=50).cumsum(0))
+            assert torch.equal(got[1], order)
+            assert torch.equal(got[2].long(), rows[order])
+    finally:
+        torch.set_num_threads(before)
