@@ -134,7 +134,12 @@ class Op:
         names = tuple(p for p in inspect.signature(self.fake).parameters if p != "backend")
 
         def dispatch(*args: Any, backend: str = "") -> Any:
-            return select(self.name, names, args, backend)(*args)
+            run = select(self.name, names, args, backend)
+            device = args[0].device.type
+            if not torch.is_autocast_enabled(device):
+                return run(*args)
+            with torch.autocast(device, enabled=False):  # the public ops have cast; kernels accumulate in float32
+                return run(*args)
 
         qualname = f"sae_kernels::{self.name}"
         _LIBRARY.define(f"{self.name}{self.schema}", tags=(torch.Tag.pt2_compliant_tag,))
