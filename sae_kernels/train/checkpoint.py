@@ -93,7 +93,7 @@ def write(checkpoint: Checkpoint, root: Path, keep: int) -> Path:
             (folder / _STATE).write_text(json.dumps(state) + "\n", encoding="utf-8")
             manifest.write(folder)
         for old in found(root)[:-keep]:
-            _remove(old)
+            remove(old)
     return path
 
 
@@ -111,7 +111,7 @@ def newest(root: Path) -> Checkpoint | None:
             checkpoint = _read(path)
             for damaged, why in bad:
                 aside = damaged.with_name(f"damaged_{damaged.name}")
-                _remove(aside)
+                remove(aside)
                 damaged.replace(aside)
                 message = f"{damaged}: damaged ({why}); kept as {aside.name}, going on from {path.name}"
                 warnings.warn(message, RuntimeWarning, stacklevel=3)
@@ -132,9 +132,17 @@ def found(root: Path) -> list[Path]:
 
 def sweep(directory: Path) -> None:
     """Remove what a kill in the middle of writing left in a folder that nobody else writes to."""
-    for pattern in (".step_*", ".coder.*", ".config.json.*", ".run.json.*"):
+    for pattern in (
+        ".step_*",
+        ".damaged_*",
+        ".checkpoints.*",
+        ".coder.*",
+        ".tensorboard.*",
+        ".config.json.*",
+        ".run.json.*",
+    ):
         for path in directory.glob(pattern):
-            _remove(path)
+            remove(path)
 
 
 @contextlib.contextmanager
@@ -170,8 +178,8 @@ def _step(path: Path) -> int:
     return int(match[1])
 
 
-def _remove(path: Path) -> None:
-    """Under another name first: a kill half-way leaves no checkpoint that looks damaged."""
+def remove(path: Path) -> None:
+    """Remove a file or folder, if it is there. Renamed first, so that a kill leaves nothing half-removed."""
     if path.is_dir():
         doomed = path if path.name.startswith(".") else path.replace(path.with_name(f".{path.name}.old"))
         shutil.rmtree(doomed)

@@ -10,11 +10,11 @@ NAME = "manifest.json"
 
 
 def write(folder: Path) -> None:
-    """Describe every file in `folder`, in a file of its own."""
+    """Describe every other file in `folder`, in a file of its own."""
     files = {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path != folder / NAME
     }
     (folder / NAME).write_text(json.dumps({"files": files}, indent=2) + "\n", encoding="utf-8")
 

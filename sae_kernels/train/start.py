@@ -44,37 +44,41 @@ def claim(directory: Path) -> None:
             pass
 
 
-def prepare(config: Config, directory: Path, resume: bool) -> Checkpoint | None:
-    """The checkpoint to go on from, None for a run that begins; config.json is written.
+def earlier(config: Config, directory: Path, resume: bool) -> Checkpoint | None:
+    """The checkpoint to go on from; None for a run that begins.
 
     Raises:
-        ConfigError: there is a run that may not, or cannot, be continued with `config`.
+        ConfigError: there is a run that `config` would not continue.
         CheckpointError: every checkpoint is damaged, or the directory can't be written.
     """
     root = directory / "checkpoints"
     with checkpoints.reported(directory, root):
         for folder in (directory, root):
             checkpoints.sweep(folder)
-    if checkpoints.found(root):
-        if not resume:
-            raise ConfigError(
-                f"[output] dir = {str(directory)!r} holds a run; resume it, or choose another folder"
-            )
-        _check_same(config, directory / CONFIG)
-        saved = checkpoints.newest(root)
-    elif (directory / CODER).exists():
+    begun = bool(checkpoints.found(root))
+    if not begun and (directory / CODER).exists() and (resume or not (directory / CONFIG).exists()):
         raise ConfigError(
-            f"[output] dir = {str(directory)!r} holds a trained coder, and no checkpoint to go on from"
+            f"{directory} holds a coder, and no checkpoint to go on from; take another [output] dir"
         )
-    else:
-        saved = None
-    if saved is not None and saved.step > config.training.total_steps:
-        raise ConfigError(
-            f"[training] {config.training.total_steps} steps, the run in {directory} has made {saved.step}"
-        )
-    with checkpoints.reported(directory / CONFIG, root), atomic_file(directory / CONFIG) as path:
-        path.write_text(json.dumps(config.to_dict(), indent=2, default=str) + "\n", encoding="utf-8")
+    if not begun or not resume:
+        return None
+    _check_same(config, directory / CONFIG)
+    saved = checkpoints.newest(root)
+    steps = config.training.total_steps
+    if saved is not None and saved.step > steps:
+        raise ConfigError(f"[training] asks for {steps} steps, the run in {directory} has made {saved.step}")
     return saved
+
+
+def take_over(config: Config, directory: Path, saved: Checkpoint | None) -> None:
+    """Remove what an earlier run wrote, unless it goes on, and write config.json."""
+    root = directory / "checkpoints"
+    with checkpoints.reported(directory / CONFIG, root):
+        if saved is None:  # the coder first: checkpoints without it can still be gone on from
+            for name in (CODER, root.name, "metrics.jsonl", "run.json", "tensorboard"):
+                checkpoints.remove(directory / name)
+        with atomic_file(directory / CONFIG) as path:
+            path.write_text(json.dumps(config.to_dict(), indent=2, default=str) + "\n", encoding="utf-8")
 
 
 def begin(config: Config, source: ActivationSource) -> Run:

@@ -23,7 +23,7 @@ def take_step(run: Run, x: Tensor, target: Tensor) -> tuple[Loss, Tensor]:
         loss = run.coder.loss(x, target, dead=run.dead())
     if not torch.isfinite(loss.total):
         terms = ", ".join(f"{name} = {float(value):g}" for name, value in loss.parts.items())
-        raise TrainingError(f"the loss is {float(loss.total):g} ({terms}){_bad_values(x, target)}")
+        raise TrainingError(f"the loss is {float(loss.total.detach()):g} ({terms}){_bad_values(x, target)}")
     loss.total.backward()
     run.coder.before_step()
     parameters = [parameter for parameter in run.coder.parameters() if parameter.grad is not None]

@@ -35,24 +35,25 @@ def train(config: Config, *, resume: bool = True, progress: bool = True) -> Run:
     the returned run's `outcome` is "interrupted".
 
     Written: `config.json`, `metrics.jsonl`, `checkpoints/step_…`, at the end `coder/` (`sae_kernels.load`
-    reads it) and `run.json` (`Run.summary()`).
+    reads it) and `run.json` (`Run.summary()`). With `resume=False` an earlier run's files are removed, once
+    the new one is ready to begin.
 
     Raises:
-        ConfigError: the configuration cannot be meant, or would not continue the run that is there (names the
-        keys);
-            with `resume=False`, a run is there. AdapterError, FormatError, …: the activations cannot be read.
+        ConfigError: senseless, or it would not continue the run that is there (names the keys).
+        AdapterError, FormatError: the activations can't be read.
         TrainingError: loss or gradients are not finite (names the step and the last good checkpoint), or
-        another
-            process trains there. CheckpointError: something could not be written, or no checkpoint read.
+            another process trains there.
+        CheckpointError: something could not be written, or no checkpoint read.
     """
     begun = time.monotonic()
     start.check_machine(config)
     start.claim(config.output.dir)
     with locked(config.output.dir), _threads(config.training.threads), flushed(torch.get_num_threads()):
-        saved = start.prepare(config, config.output.dir, resume)
+        saved = start.earlier(config, config.output.dir, resume)
         source = config.activations.open()
         with random_state.seeded(config.coder.seed):
             run = start.begin(config, source) if saved is None else start.go_on(config, source, saved)
+            start.take_over(config, run.directory, saved)
             with _announced(run), stop_on_signal() as stop:
                 _steps(run, stop, progress)
                 _finish(run, time.monotonic() - begun)
