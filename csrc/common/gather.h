@@ -71,8 +71,8 @@ inline void add_group(int count, const T* const* rows, const float* weights, int
   }
 }
 
-// One segment; `acc` (d floats) carries an output row's sum between groups and segments. Where `keep` is set,
-// acc holds the sum afterwards too (prefix_decode goes on from it).
+// One segment; `acc` (d floats) carries an output row's sum between groups and from segment to segment until the
+// last, which writes the output row instead.
 template <class T, class Out>
 inline void sum_segment(const Segment<T>& now, const Segment<T>* then, int64_t d, float* acc) {
   int at = 0;

@@ -206,7 +206,8 @@ SK_INLINE T from_float(float x) {
   return y;
 }
 
-// Calls body(p, i, n) as whole vectors, then once for what is left: body sees n == kLanes or the tail's n.
+// ---- n lanes, 0 < n <= kLanes: for loops that end with a tail
+
 template <class T>
 SK_INLINE vf load_n(const T* p, int n) { return n == kLanes ? load(p) : load_part(p, n); }
 template <class T>
