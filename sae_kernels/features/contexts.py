@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import torch
@@ -74,8 +75,8 @@ def contexts(
 def format_contexts(found: list[Context], columns: int = 100) -> str:
     """One line a context, the peaks «marked» one below the other: activation, text before, peak, text after.
 
-    Line breaks show as ⏎, tabs as ⇥; what does not fit into `columns` is cut off at the outer ends.
-    """
+    Line breaks show as ⏎, tabs as ⇥, long runs of spaces shortened; what does not fit into `columns` is cut
+    off at the outer ends."""
     peaks = max((len(_visible(context.peak)) for context in found), default=0)
     side = max((columns - 8 - 2 - 2 - min(peaks, 20)) // 2, 8)
     lines = []
@@ -110,5 +111,5 @@ def _texts(model: LanguageModel, ids: Tensor, peak: int) -> tuple[str, str, str]
 
 
 def _visible(text: str) -> str:
-    shown = text.replace("\r\n", "⏎").replace("\n", "⏎").replace("\t", "⇥")
+    shown = re.sub(" {4,}", "   ", text.replace("\r\n", "⏎").replace("\n", "⏎").replace("\t", "⇥"))
     return "".join(character if character.isprintable() else "·" for character in shown)
