@@ -55,6 +55,7 @@ def run(
         new_p = p - rate * new_m / (new_v.sqrt() / (1 - beta2**t) ** 0.5 + eps)
         if unit_norm:
             new_p = _unit(new_p)
+        new_p = new_p.to(param.dtype).to(acc)  # a weight is stored after every step, so lazy and dense round alike
         p, m, v = torch.where(live, new_p, p), torch.where(live, new_m, m), torch.where(live, new_v, v)
     param[at], exp_avg[at], exp_avg_sq[at] = p.to(param.dtype), m.to(exp_avg.dtype), v.to(exp_avg_sq.dtype)
     if last_step is not None:
