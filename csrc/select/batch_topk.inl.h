@@ -1,9 +1,10 @@
-// linear_batch_topk's selection: the `keep` best of a whole batch that arrives in chunks of any order, in a buffer with room for
-// `keep` and as many again. When it fills up, the best stay and the worst of them bounds what may still enter.
+// linear_batch_topk's selection: the `keep` best of a whole batch that arrives in chunks of any order, in a
+// buffer with room for `keep` and as many again. When it fills up, the best stay and the worst of them bounds
+// what may still enter.
 //
-// Order: exact key, then the smaller flat position (row, latent). Threads append in no fixed order, but a row's entries of one
-// chunk stay together and ascending, and which ones are kept is decided by that total order: the result is the same for any number of
-// threads.
+// Order: exact key, then the smaller flat position (row, latent). Threads append in no fixed order, but a
+// row's entries of one chunk stay together and ascending, and which ones are kept is decided by that total
+// order: the result is the same for any number of threads.
 #pragma once
 #include "common/codes.h"
 #include "select/scores.inl.h"
@@ -15,7 +16,8 @@ struct Position {
   int32_t row, index;
 };
 
-// Among the entries whose key is `key`, the `allowed`-th in the order of positions. 1 <= allowed <= their number.
+// Among the entries whose key is `key`, the `allowed`-th in the order of positions. 1 <= allowed <= their
+// number.
 inline Position last_tie(const sk_batch_topk& s, int32_t key, int64_t allowed) {
   const int64_t n = *s.count;
   const auto least = [&](const int32_t* at, int64_t wanted, const auto& counts) {
@@ -50,7 +52,8 @@ inline void keep_best(const sk_batch_topk& s) {
   int64_t kept = 0;
   for (int64_t i = 0; i < n; ++i) {
     const int32_t key = s.keys[i], row = s.rows[i], index = s.index[i];
-    const bool stays = key > last.key || (key == last.key && (row < limit.row || (row == limit.row && index <= limit.index)));
+    const bool early = row < limit.row || (row == limit.row && index <= limit.index);
+    const bool stays = key > last.key || (key == last.key && early);
     s.keys[kept] = key;
     s.rows[kept] = row;
     s.index[kept] = index;
@@ -61,9 +64,10 @@ inline void keep_best(const sk_batch_topk& s) {
   s.bound[1] = limit.row;
 }
 
-// What rows [begin, end) of a chunk offer, appended to the shared buffer. The caller saw to it that there is room.
-inline void append_rows(const sk_batch_topk& s, const sk_matrix& scores, const float* bias, int64_t first_row, int64_t first,
-                        int64_t begin, int64_t end, Candidates c, int32_t* rows) {
+// What rows [begin, end) of a chunk offer, appended to the shared buffer. The caller saw to it that there is
+// room.
+inline void append_rows(const sk_batch_topk& s, const sk_matrix& scores, const float* bias, int64_t first_row,
+                        int64_t first, int64_t begin, int64_t end, Candidates c, int32_t* rows) {
   c.count = 0;
   for (int64_t r = begin; r < end; ++r) {
     // An equal key can still enter by its position up to the row of the last tie kept, and no further.
@@ -93,7 +97,8 @@ inline int64_t batch_topk_room(int64_t keep, int64_t cols) {
 sk_status batch_topk_fold(sk_batch_topk s, sk_matrix scores, const float* bias, int64_t first_row, int64_t first,
                           int32_t threads) {
   const int64_t cols = scores.cols;
-  if (first < 0 || first + cols > INT32_MAX || first_row < 0 || first_row + scores.rows > INT32_MAX) return failure(SK_BAD_SIZE);
+  if (first < 0 || first + cols > INT32_MAX) return failure(SK_BAD_SIZE);
+  if (first_row < 0 || first_row + scores.rows > INT32_MAX) return failure(SK_BAD_SIZE);
   if (s.keep < 1 || s.room < batch_topk_room(s.keep, cols)) return failure(SK_BAD_SIZE);
   if (cols == 0) return success();
   const int workers = threads < 1 ? 1 : threads;

@@ -1,4 +1,5 @@
-// A row's candidates: exact float32-wide keys and their latents, ascending by latent. The pieces every selection is made of.
+// A row's candidates: exact float32-wide keys and their latents, ascending by latent. The pieces every
+// selection is made of.
 #pragma once
 #include "select/kth.inl.h"
 
@@ -72,8 +73,9 @@ inline void append(Candidates& c, Vector<int16_t> key, uint64_t bits, int64_t fi
   }
 }
 
-// Offers n scores to a row's candidates, latents first, first + 1, .... Scores come from a source: at(i) gives the bits of a whole
-// vector, some(i, m) of the first m < lanes, allowed(i, m) which of them may be chosen.
+// Offers n scores to a row's candidates, latents first, first + 1, .... Scores come from a source: at(i)
+// gives the bits of a whole vector, some(i, m) of the first m < lanes, allowed(i, m) which of them may be
+// chosen.
 template <class Order, class Source>
 inline void offer(Candidates& c, const Source& scores, int64_t n, int64_t first) {
   using Lane = typename Order::L;

@@ -1,16 +1,16 @@
 // Order-preserving integer keys of floating-point scores: NaN > +inf > ... > -inf, and -0 == +0.
 //
-// Two orders. The *loose* key takes a few integer instructions on the score's own bits and sorts as wanted, except that
-// NaN payloads, and -0 just below +0, stay apart. The *exact* key closes both gaps. Filters compare loose keys, with a
-// threshold moved down to the gap's lower end; only what passes is made exact.
+// Two orders. The *loose* key takes a few integer instructions on the score's own bits and sorts as wanted,
+// except that NaN payloads, and -0 just below +0, stay apart. The *exact* key closes both gaps. Filters
+// compare loose keys, with a threshold moved down to the gap's lower end; only what passes is made exact.
 #pragma once
 #include "select/lanes.inl.h"
 
 namespace {
 namespace sel {
 
-// Loose key: negative numbers are mirrored, then everything moves down until -inf is the least integer, so that
-// the negative NaNs that were below it wrap round to the top.
+// Loose key: negative numbers are mirrored, then everything moves down until -inf is the least integer, so
+// that the negative NaNs that were below it wrap round to the top.
 template <class Lane, Lane kInfBits>
 struct Order {
   using L = Lane;

@@ -1,5 +1,6 @@
-// The k-th largest of n integer keys by bisection on the key: a handful of passes of compare-and-count, whatever the data.
-// A histogram needs fewer passes, but scalar ones, and a pathological distribution can crowd its bins.
+// The k-th largest of n integer keys by bisection on the key: a handful of passes of compare-and-count,
+// whatever the data. A histogram needs fewer passes, but scalar ones, and a pathological distribution can
+// crowd its bins.
 #pragma once
 #include "select/keys.inl.h"
 
@@ -66,8 +67,8 @@ struct Kth {
   int64_t count;  // of keys that reach it
 };
 
-// A key that at least `least` of the n keys reach and, ties permitting, at most `most`; the greatest such key if least == most
-// cannot be met for ties. 1 <= least <= n.
+// A key that at least `least` of the n keys reach and, ties permitting, at most `most`; the greatest such key
+// if least == most cannot be met for ties. 1 <= least <= n.
 template <class Lane, class Map>
 inline Kth<Lane> kth(const Keys<Lane, Map>& keys, int64_t n, int64_t least, int64_t most) {
   Vector<Lane> low = splat<Lane>(sizeof(Lane) == 2 ? Lane(INT16_MAX) : Lane(INT32_MAX));

@@ -1,5 +1,5 @@
-// Vectors of integer keys, as wide as the ISA being compiled. Plain GCC/Clang vector arithmetic except for the two things it cannot
-// say well: "which lanes" as a bit mask, and compress-store.
+// Vectors of integer keys, as wide as the ISA being compiled. Plain GCC/Clang vector arithmetic except for
+// the two things it cannot say well: "which lanes" as a bit mask, and compress-store.
 #pragma once
 #include <stdint.h>
 #include <string.h>
@@ -39,7 +39,8 @@ typedef uint8_t ByteVector __attribute__((vector_size(kVectorBytes / 4)));
 template <class Lane>
 constexpr int kLanes = kVectorBytes / int(sizeof(Lane));
 
-// What compress-store may write past the last entry it keeps: every buffer it fills has this much room to spare.
+// What compress-store may write past the last entry it keeps: every buffer it fills has this much room to
+// spare.
 constexpr int kSlack = 64;
 
 template <class V, class T>

@@ -1,4 +1,5 @@
-// A row of a float32 chunk of pre-acts, as a source for `offer`: bias added and disallowed latents dropped as they are read.
+// A row of a float32 chunk of pre-acts, as a source for `offer`: bias added and disallowed latents dropped as
+// they are read.
 #pragma once
 #include "select/candidates.inl.h"
 

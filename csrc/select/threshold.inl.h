@@ -1,5 +1,6 @@
-// linear_threshold's selection: a chunk's entries that are not <= theta, counted, then written. The caller sums the counts and
-// says where each row's entries go, so that chunks of any order and shape end up as one CSR.
+// linear_threshold's selection: a chunk's entries that are not <= theta, counted, then written. The caller
+// sums the counts and says where each row's entries go, so that chunks of any order and shape end up as one
+// CSR.
 #pragma once
 #include "common/codes.h"
 #include "select/scores.inl.h"
@@ -9,11 +10,13 @@ namespace sel {
 
 // Bits of the latents of one vector that stay; theta's step is 0 for one theta for all, else 1.
 template <class Source>
-inline uint64_t above_theta(const Source& scores, int64_t i, int m, const float* theta, int64_t step, FloatVector& z) {
+inline uint64_t above_theta(const Source& scores, int64_t i, int m, const float* theta, int64_t step,
+                            FloatVector& z) {
   constexpr int kWide = kLanes<int32_t>;
   z = (FloatVector)(m < kWide ? scores.some(i, m) : scores.at(i));
-  const FloatVector t = step == 0 ? theta[0] - FloatVector{} : m < kWide ? load_some(theta + i, m) : load<FloatVector>(theta + i);
-  const uint64_t bits = at_least((Vector<int32_t>)(z <= t), Vector<int32_t>{});  // true is -1: these are the ones to keep
+  FloatVector t = theta[0] - FloatVector{};
+  if (step) t = m < kWide ? load_some(theta + i, m) : load<FloatVector>(theta + i);
+  const uint64_t bits = at_least((Vector<int32_t>)(z <= t), Vector<int32_t>{});  // true is -1, so these stay
   return m < kWide ? bits & ((uint64_t(1) << m) - 1) : bits;
 }
 
@@ -77,8 +80,9 @@ sk_status place_rows(int32_t dtype, int64_t rows, const int64_t* counts, const i
     using T = decltype(type);
     parallel_runs(rows, 512, threads, [&](int, int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; ++r) {
-        memcpy(static_cast<T*>(out_values) + to[r], static_cast<const T*>(values) + from[r], size_t(counts[r]) * sizeof(T));
-        memcpy(out_indices + to[r], indices + from[r], size_t(counts[r]) * sizeof(int32_t));
+        const size_t count = size_t(counts[r]);
+        memcpy(static_cast<T*>(out_values) + to[r], static_cast<const T*>(values) + from[r], count * sizeof(T));
+        memcpy(out_indices + to[r], indices + from[r], count * sizeof(int32_t));
       }
     });
     return success();

@@ -1,8 +1,10 @@
-// topk: the k largest of each row of scores; NaN first, ties to the smaller index, indices ascending in a row.
+// topk: the k largest of each row of scores; NaN first, ties to the smaller index, indices ascending in a
+// row.
 //
-// Selection by block maxima. One branch-free pass keeps, for each block of B vectors, the maximum of every lane. The k-th largest
-// maximum bounds the k-th score from below, and only blocks that reach it are read again: about M + kB reads, whatever the order.
-// Where k is too large for enough maxima, the k-th score is found by bisection on the row itself.
+// Selection by block maxima. One branch-free pass keeps, for each block of B vectors, the maximum of every
+// lane. The k-th largest maximum bounds the k-th score from below, and only blocks that reach it are read
+// again: about M + kB reads, whatever the order. Where k is too large for enough maxima, the k-th score is
+// found by bisection on the row itself.
 #pragma once
 #pragma once
 #include "common/codes.h"
@@ -11,7 +13,8 @@
 namespace {
 namespace sel {
 
-// Vectors in a block, 0 for no blocks: about sqrt(M / k), as long as there are a few blocks, and two maxima or more for each of the k.
+// Vectors in a block, 0 for no blocks: about sqrt(M / k), as long as there are a few blocks, and two maxima
+// or more for each of the k.
 template <class Lane>
 inline int64_t block_size(int64_t m, int64_t k) {
   if (m < 16 * k || m < 1024) return 0;

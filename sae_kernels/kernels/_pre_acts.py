@@ -1,10 +1,11 @@
 """Pre-acts without bias, x Wᵀ, in float32, chunk by chunk in one reused scratch: for fused selections.
 
-The (N, M) tensor never exists. Memory: at most 16 MiB of scores, and for 16-bit inputs 8 MiB each for float32 copies
-of the chunk's tokens and latents (or 16 rows of each, where d is so large that this is more). Products of 16-bit
-inputs are exact in float32; sums are `torch.mm`'s, and honour torch's float32 matmul precision. Scores are what that
-GEMM gives for a chunk's shape: the same for any number of threads as far as the BLAS sees to it. MKL was found to,
-except for 5 to 15 tokens, which are padded to 16 for that reason.
+The (N, M) tensor never exists. Memory: at most 16 MiB of scores, and for 16-bit inputs 8 MiB each for
+float32 copies of the chunk's tokens and latents (or 16 rows of each, where d is so large that this is
+more). Products of 16-bit inputs are exact in float32; sums are `torch.mm`'s, and honour torch's float32
+matmul precision. Scores are what that GEMM gives for a chunk's shape: the same for any number of threads as
+far as the BLAS sees to it. MKL was found to, except for 5 to 15 tokens, which are padded to 16 for that
+reason.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """`linear_batch_topk` on the CPU: `torch.mm` on chunks, folded by C++ into the whole batch's candidates.
 
-Bodies: csrc/select. Memory beside the outputs: that of `_pre_acts`, and candidates of 12 bytes each, twice `count` of
-them or, where that is more, `count` and a million.
+Bodies: csrc/select. Memory beside the outputs: that of `_pre_acts`, and candidates of 12 bytes each, twice
+`count` of them or, where that is more, `count` and a million.
 """
 
 from __future__ import annotations
