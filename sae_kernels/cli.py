@@ -42,7 +42,9 @@ def parser() -> argparse.ArgumentParser:
 def _broken(name: str, error: Exception) -> Callable[[argparse.Namespace], None]:
     def run(args: argparse.Namespace) -> None:
         owners = registry.commands.owners(name)
-        raise PluginError(f"plugin {owners[0]!r} could not set the command up: {type(error).__name__}: {error}") from error
+        raise PluginError(
+            f"plugin {owners[0]!r} could not set the command up: {type(error).__name__}: {error}"
+        ) from error
 
     return run
 

@@ -61,7 +61,9 @@ class SparseCodes:
         if offsets.device != values.device:
             raise DeviceError(f"codes: values on {values.device}, offsets on {offsets.device}")
         if self.lead is not None and math.prod(self.lead) != offsets.shape[0] - 1:
-            raise ShapeError(f"codes: lead {self.lead} has {math.prod(self.lead)} rows, offsets have {offsets.shape[0] - 1}")
+            raise ShapeError(
+                f"codes: lead {self.lead} has {math.prod(self.lead)} rows, offsets have {offsets.shape[0] - 1}"
+            )
 
     @property
     def is_ragged(self) -> bool:
@@ -123,10 +125,13 @@ class SparseCodes:
         return replace(self, values=self.values.to(device, dtype), indices=self.indices.to(device), offsets=offsets)
 
     def dense(self) -> Tensor:
-        """(…, d_sae), for inspection and tests. Takes N · d_sae values: nothing in the package calls it on real sizes."""
+        """(…, d_sae), for inspection and tests. Takes N · d_sae values: nothing in the package calls it on real
+        sizes."""
         flat = self.indices.flatten().long()
         if flat.numel() and (int(flat.min()) < 0 or int(flat.max()) >= self.d_sae):
-            raise IndexRangeError(f"codes: indices span [{int(flat.min())}, {int(flat.max())}], expected [0, {self.d_sae})")
+            raise IndexRangeError(
+                f"codes: indices span [{int(flat.min())}, {int(flat.max())}], expected [0, {self.d_sae})"
+            )
         out = self.values.new_zeros(self.n_rows, self.d_sae)
         out = out.index_put((self.rows(), flat), self.values.flatten(), accumulate=True)
         return out.reshape(*self.lead_shape, self.d_sae)

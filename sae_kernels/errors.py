@@ -80,7 +80,9 @@ def nearest(name: str, choices: Iterable[str], n: int = 3) -> list[str]:
     return difflib.get_close_matches(name, list(choices), n=n, cutoff=0.5)
 
 
-def unknown(kind: str, name: str, choices: Iterable[str], error: type[SaeKernelsError] = UnknownNameError) -> SaeKernelsError:
+def unknown(
+    kind: str, name: str, choices: Iterable[str], error: type[SaeKernelsError] = UnknownNameError
+) -> SaeKernelsError:
     """The error for a name nobody registered: names the nearest, else lists all."""
     known = sorted(choices)
     close = nearest(name, known)

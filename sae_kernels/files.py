@@ -28,7 +28,8 @@ def _sync_file(path: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yields a temporary path; on success it becomes `path` in one step, on an error it is gone and `path` untouched."""
+    """Yields a temporary path; on success it becomes `path` in one step, on an error it is gone and `path`
+    untouched."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(handle)

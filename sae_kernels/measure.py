@@ -99,5 +99,8 @@ def _agree(what: str, ours: Tensor, other: Tensor) -> None:
 def table(rows: list[Row]) -> str:
     """Terminal table of a comparison."""
     lines = [f"{'':8}{'sae_kernels':>14}   {'PyTorch':>12}   {'':28}{'ratio':>6}"]
-    lines += [f"{row.what:8}{row.ours_ms:11.2f} ms   {row.other_ms:9.2f} ms   {row.against:28}{row.ratio:5.1f}x" for row in rows]
+    lines += [
+        f"{row.what:8}{row.ours_ms:11.2f} ms   {row.other_ms:9.2f} ms   {row.against:28}{row.ratio:5.1f}x"
+        for row in rows
+    ]
     return "\n".join(lines)

@@ -1,8 +1,8 @@
 """Finds, loads and isolates plugins.
 
 Built-ins are plugins too: named by dotted path in `BUILTINS` (the one upward edge of the package), loaded the way a
-stranger's entry point is, and blocked the same way. A plugin that fails to load is reported and left out; it never takes
-the host down.
+stranger's entry point is, and blocked the same way. A plugin that fails to load is reported and left out; it never
+takes the host down.
 """
 
 from __future__ import annotations
@@ -54,12 +54,16 @@ class Plugins:
         self.infos: dict[str, PluginInfo] = {}
         self.generation = 0  # registries compare it to see that plugins came or went
 
-    def load(self, name: str, source: str, import_plugin: Callable[[], object], blocked: frozenset[str] = frozenset()) -> None:
+    def load(
+        self, name: str, source: str, import_plugin: Callable[[], object], blocked: frozenset[str] = frozenset()
+    ) -> None:
         """Import and register one plugin; whatever goes wrong is recorded, not raised."""
         if name in self.infos and self.infos[name].status == "loaded":
             other = self.infos[name].source
             key = f"{name} ({source})"
-            self.infos[key] = PluginInfo(key, source, "failed", f"two plugins are named {name!r}: from {other} and from {source}")
+            self.infos[key] = PluginInfo(
+                key, source, "failed", f"two plugins are named {name!r}: from {other} and from {source}"
+            )
             return
         if name in blocked:
             self.infos[name] = PluginInfo(name, source, "blocked", "named in SAE_KERNELS_BLOCK")
@@ -100,7 +104,8 @@ class Plugins:
         self.generation += 1
 
     def collect(self, hook: str, spec_type: type[S]) -> Iterator[tuple[str, S]]:
-        """(plugin name, spec) of every spec the plugins return for `hook`; one that misbehaves is reported and skipped."""
+        """(plugin name, spec) of every spec the plugins return for `hook`; one that misbehaves is reported and
+        skipped."""
         for impl in getattr(self.manager.hook, hook).get_hookimpls():
             try:
                 specs = list(impl.function())

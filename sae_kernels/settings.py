@@ -21,10 +21,14 @@ class Variable(NamedTuple):
 VARIABLES = {
     v.name: v
     for v in (
-        Variable("SAE_KERNELS_BACKEND", "", "backend of every op, as `use()` sets it: reference, cpu, …; never falls back"),
+        Variable(
+            "SAE_KERNELS_BACKEND", "", "backend of every op, as `use()` sets it: reference, cpu, …; never falls back"
+        ),
         Variable("SAE_KERNELS_ISA", "", "pins the C++ kernels to one instruction set: baseline, avx2, avx512, amx"),
         Variable("SAE_KERNELS_BLOCK", "", "comma-separated plugin names that are not loaded"),
-        Variable("SAE_KERNELS_CACHE", "", "directory for what is measured or compiled once (default: the user's cache)"),
+        Variable(
+            "SAE_KERNELS_CACHE", "", "directory for what is measured or compiled once (default: the user's cache)"
+        ),
     )
 }
 

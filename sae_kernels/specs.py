@@ -38,8 +38,8 @@ def resolve(target: Target) -> Any:
 class Kernel:
     """One op on one backend.
 
-    `run(*args)` computes; `why_not(*args)` returns None where `run` would work, else the reason in a few words. Both take
-    the op's arguments as listed in `sae_kernels.kernels`. Among kernels that would run, the highest priority wins.
+    `run(*args)` computes; `why_not(*args)` returns None where `run` would work, else the reason in a few words. Both
+    take the op's arguments as listed in `sae_kernels.kernels`. Among kernels that would run, the highest priority wins.
     """
 
     op: str
@@ -74,7 +74,8 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Format:
-    """A weight format: `matches(path) -> bool`, `load(path) -> SparseCoder`, `save(coder, path)`; None where it can't."""
+    """A weight format: `matches(path) -> bool`, `load(path) -> SparseCoder`, `save(coder, path)`; None where it
+    can't."""
 
     name: str
     summary: str

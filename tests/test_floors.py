@@ -67,7 +67,9 @@ def test_every_room_has_a_floor() -> None:
     assert rooms <= set(FLOOR_OF), f"give these a floor: {sorted(rooms - set(FLOOR_OF))}"
 
 
-@pytest.mark.parametrize("path", [p for p in modules() if room_of(p) not in TOP], ids=lambda p: str(p.relative_to(PACKAGE)))
+@pytest.mark.parametrize(
+    "path", [p for p in modules() if room_of(p) not in TOP], ids=lambda p: str(p.relative_to(PACKAGE))
+)
 def test_imports_go_down(path: Path) -> None:
     mine = FLOOR_OF[room_of(path)]
     for room, line in imported_rooms(path):

@@ -1,7 +1,7 @@
 """`tied_topk`: a TopK sparse autoencoder whose decoder is its encoder, as a plugin.
 
-Half the parameters and half the optimiser's state, for a somewhat worse reconstruction. Source: tied weights as in the first
-SAEs on language models, arXiv 2309.08600; the TopK activation, arXiv 2406.04093.
+Half the parameters and half the optimiser's state, for a somewhat worse reconstruction. Source: tied weights as in
+the first SAEs on language models, arXiv 2309.08600; the TopK activation, arXiv 2406.04093.
 """
 
 from __future__ import annotations

@@ -93,7 +93,9 @@ class SparseCoder(nn.Module):
     def __init__(self, config: CoderConfig) -> None:
         super().__init__()
         if not isinstance(config, self.Config):
-            raise ConfigError(f"{type(self).__name__}: config is a {type(config).__name__}, expected {self.Config.__name__}")
+            raise ConfigError(
+                f"{type(self).__name__}: config is a {type(config).__name__}, expected {self.Config.__name__}"
+            )
         self.config = config
 
     @property
@@ -120,7 +122,8 @@ class SparseCoder(nn.Module):
         return decode(codes, self.W_dec, self.b_dec)
 
     def reconstruct(self, codes: SparseCodes, x: Tensor) -> Tensor:
-        """The reconstruction from (possibly edited) codes of x; differs from `decode` where x itself enters (a skip)."""
+        """The reconstruction from (possibly edited) codes of x; differs from `decode` where x itself enters (a
+        skip)."""
         return self.decode(codes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -144,7 +147,9 @@ class SparseCoder(nn.Module):
         """The target of x, x itself if None; ShapeError unless (…, d_out) with x's leading shape."""
         if target is None:
             if self.d_in != self.d_out:
-                raise ShapeError(f"{type(self).__name__}.loss: a target (…, {self.d_out}) is needed, d_in is {self.d_in}")
+                raise ShapeError(
+                    f"{type(self).__name__}.loss: a target (…, {self.d_out}) is needed, d_in is {self.d_in}"
+                )
             return x
         if target.shape != (*x.shape[:-1], self.d_out):
             raise ShapeError(

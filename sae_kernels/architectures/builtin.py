@@ -12,5 +12,9 @@ def sae_kernels_architectures() -> list[Architecture]:
     here = __package__
     return [
         Architecture("topk", "TopK sparse autoencoder with AuxK (2406.04093)", f"{here}.topk:TopKCoder"),
-        Architecture("transcoder", "TopK transcoder, optional linear skip (2406.11944, 2501.18823)", f"{here}.transcoder:Transcoder"),
+        Architecture(
+            "transcoder",
+            "TopK transcoder, optional linear skip (2406.11944, 2501.18823)",
+            f"{here}.transcoder:Transcoder",
+        ),
     ]

@@ -43,8 +43,8 @@ def create(
 ) -> SparseCoder:
     """A new coder: `create("topk", d_in=768, d_sae=24_576, k=32)`.
 
-    `config` are the fields of the architecture's `Config`. With `seed` the initial weights depend on it alone, and the global
-    random state is left as it was.
+    `config` are the fields of the architecture's `Config`. With `seed` the initial weights depend on it alone, and
+    the global random state is left as it was.
 
     Raises:
         UnknownNameError: no such architecture; names the nearest. ConfigError: an unknown, missing or senseless key.

@@ -42,8 +42,8 @@ class TopKConfig(CoderConfig):
 class TopKCoder(SparseCoder):
     """f = ReLU(TopK(W_enc (x − b_dec) + b_enc));  x̂ = f W_dec + b_dec.
 
-    loss = Σ‖x − x̂‖² / Σ‖x − x̄‖² + α · Σ‖e − ê‖² / Σ‖x − x̄‖², where e = x − x̂ (no gradient), ê = f_dead W_dec and f_dead are
-    the top k_aux latents among the dead; both selections come from one pass over x W_encᵀ.
+    loss = Σ‖x − x̂‖² / Σ‖x − x̄‖² + α · Σ‖e − ê‖² / Σ‖x − x̄‖², where e = x − x̂ (no gradient), ê = f_dead W_dec and
+    f_dead are the top k_aux latents among the dead; both selections come from one pass over x W_encᵀ.
 
     Source: arXiv 2406.04093.
     """
@@ -97,7 +97,8 @@ class TopKCoder(SparseCoder):
 
     @torch.no_grad()
     def before_step(self) -> None:
-        """With unit-norm rows, the part of W_dec's gradient along each row cannot act: take it out of Adam's moments."""
+        """With unit-norm rows, the part of W_dec's gradient along each row cannot act: take it out of Adam's
+        moments."""
         if self.config.normalize_decoder and self.W_dec.grad is not None:
             rows = unit_rows(self.W_dec)
             self.W_dec.grad.addcmul_((self.W_dec.grad * rows).sum(1, keepdim=True), rows, value=-1)

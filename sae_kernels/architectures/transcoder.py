@@ -35,15 +35,15 @@ class TranscoderConfig(TopKConfig):
 class Transcoder(TopKCoder):
     """f = ReLU(TopK(W_enc x + b_enc));  ŷ = f W_dec + b_dec (+ W_skip x).
 
-    loss: as `TopKCoder`, with the target y in the place of x. W_dec and W_skip start at 0, b_dec at the target's mean, so
-    that training starts from the mean as its prediction.
+    loss: as `TopKCoder`, with the target y in the place of x. W_dec and W_skip start at 0, b_dec at the target's
+    mean, so that training starts from the mean as its prediction.
 
     Source: transcoders arXiv 2406.11944, skip transcoders arXiv 2501.18823.
     """
 
     Config: ClassVar[type[CoderConfig]] = TranscoderConfig
     architecture: ClassVar[str] = "transcoder"
-    config: TranscoderConfig
+    config: TranscoderConfig  # pyright: ignore[reportIncompatibleVariableOverride]  (set once, never reassigned)
     W_skip: Tensor | None
 
     def __init__(self, config: TranscoderConfig) -> None:

@@ -10,7 +10,12 @@ from ..errors import ArgumentError
 from ..measure import against_torch, table
 from ..ops import TopK, explain
 
-SIZES = {"small": (1024, 256, 8192, 32), "S": (4096, 768, 24_576, 32), "L": (2048, 2304, 65_536, 64), "XL": (256, 1024, 1_048_576, 64)}
+SIZES = {
+    "small": (1024, 256, 8192, 32),
+    "S": (4096, 768, 24_576, 32),
+    "L": (2048, 2304, 65_536, 64),
+    "XL": (256, 1024, 1_048_576, 64),
+}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -38,5 +43,8 @@ def run(args: argparse.Namespace) -> None:
     x, W_enc, W_dec = normal(n, d), normal(m, d, scale=d**-0.5), normal(m, d, scale=d**-0.5)
     b_enc, b_dec = normal(m, scale=0.1), normal(d, scale=0.1)
     print(explain("encode", x, W_enc, b_enc, TopK(k)))
-    print(f"\nN {n}  d {d}  d_sae {m}  k {k}  {args.dtype}  {torch.get_num_threads()} threads, medians of {args.rounds} rounds")
+    print(
+        f"\nN {n}  d {d}  d_sae {m}  k {k}  {args.dtype}  {torch.get_num_threads()} threads, "
+        f"medians of {args.rounds} rounds"
+    )
     print(table(against_torch(x, W_enc, b_enc, W_dec, b_dec, k, args.rounds)))

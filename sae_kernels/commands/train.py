@@ -9,7 +9,9 @@ from pathlib import Path
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments."""
     parser.add_argument("config", type=Path, help="TOML file; docs/training.md lists every key")
-    parser.add_argument("--restart", action="store_true", help="start over instead of resuming from the last checkpoint")
+    parser.add_argument(
+        "--restart", action="store_true", help="start over instead of resuming from the last checkpoint"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.epilog = "example:\n  sae-kernels train topk.toml      # run it again after a crash: it resumes exactly"
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ..adapters import LanguageSource
 from ..architectures import SparseCoder
 from ..errors import ConfigError
 from ..evaluate import evaluate_run, table
@@ -53,7 +54,7 @@ def run(directory: Path, tokens: int, seed: int, resume: bool = False) -> None:
     seconds: dict[str, float] = {}
     results: dict[str, Any] = {}
     print(
-        f"A language model of 3.7M parameters that reads Python, its activations at {LAYER}, on your own standard library."
+        f"A language model of 3.7M parameters that reads Python, on your own standard library; activations at {LAYER}."
     )
     for architecture in ("topk", "transcoder"):
         where = directory / architecture
@@ -68,10 +69,11 @@ def run(directory: Path, tokens: int, seed: int, resume: bool = False) -> None:
 
     sae = load(directory / "topk" / "coder")
     source, _ = open_heldout(configuration("topk", directory / "topk", tokens, seed)["activations"])
+    assert isinstance(source, LanguageSource)
     heading("Features: where some latents of the SAE are strongest")
     with timed(seconds, "features"):
         features = top_activations(sae, source, n=12, max_tokens=EVALUATION_TOKENS, progress=True)
-        chosen = interesting(features, 8)
+        chosen = interesting(features, 8) or interesting(features, 8, min_firings=1, max_density=1.0)
         for latent in chosen[:4]:
             print(f"latent {latent}, active on {100 * float(features.density[latent]):.2f} % of the tokens")
             print(textwrap.indent(format_contexts(contexts(features, source, latent, width=8, n=3)), "  "))
@@ -94,15 +96,11 @@ def _explanation(sae: SparseCoder, x: torch.Tensor) -> str:
 
 
 def _timing(sae: SparseCoder, x: torch.Tensor) -> list[Row]:
-    return against_torch(
-        x - sae.b_dec.detach(), sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec, sae.config.to_dict()["k"]
-    )
+    return against_torch(x - sae.b_dec.detach(), sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec, sae.config.to_dict()["k"])
 
 
 def _show_steering(steered: Steered) -> None:
-    print(
-        f"latent {steered.latent} at {steered.strength:.1f} makes likelier: {'  '.join(map(repr, steered.promoted))}"
-    )
+    print(f"latent {steered.latent} at {steered.strength:.1f} makes likelier: {'  '.join(map(repr, steered.promoted))}")
     for label, text in (("without", steered.before), ("with", steered.after)):
         print(f"--- {label} it")
         print(textwrap.indent(PROMPT + text, "    "))
@@ -121,13 +119,7 @@ def _summary(
             f"{metrics['dead_fraction']:6.1%}"
         )
     for row in rows:
-        print(
-            f"  {row.what} {row.ours_ms:.1f} ms, {row.against} in PyTorch {row.other_ms:.1f} ms: {row.ratio:.1f}x"
-        )
+        print(f"  {row.what} {row.ours_ms:.1f} ms, {row.against} in PyTorch {row.other_ms:.1f} ms: {row.ratio:.1f}x")
     print(f"  steered with latent {steered.latent}")
-    print(
-        "  " + ", ".join(f"{what} {each:.0f} s" for what, each in seconds.items()) + f"; all in {directory}"
-    )
-    print(
-        f"  next: sae-kernels evaluate {directory / 'topk'}    sae-kernels bench --size S    docs/training.md"
-    )
+    print("  " + ", ".join(f"{what} {each:.0f} s" for what, each in seconds.items()) + f"; all in {directory}")
+    print(f"  next: sae-kernels evaluate {directory / 'topk'}    sae-kernels bench --size S    docs/training.md")

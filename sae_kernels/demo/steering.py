@@ -37,7 +37,8 @@ def strongest(
     prompt: str,
     times: float,
 ) -> tuple[int, list[str]]:
-    """The latent whose clamping moves the next token's distribution most (total variation), and the tokens it promotes."""
+    """The latent whose clamping moves the next token's distribution most (total variation), and the tokens it
+    promotes."""
     ids = model.tokenize(prompt)
     plain = _next_token_probabilities(model, ids)
     best, promoted, moved = latents[0], [], -1.0

@@ -15,8 +15,8 @@ def load(path: str | os.PathLike[str], format: str | None = None) -> SparseCoder
     """A coder from disk. Without `format`, the first registered one that recognises the path.
 
     Raises:
-        FormatError: nothing there, no format recognises it, or the file is damaged (naming file, tensor, found and expected).
-        UnknownNameError: no format of that name.
+        FormatError: nothing there, no format recognises it, or the file is damaged (naming file, tensor, found and
+        expected). UnknownNameError: no format of that name.
     """
     at = Path(path)
     if not at.exists():

@@ -30,9 +30,16 @@ def matches(path: Path) -> bool:
 def save(coder: SparseCoder, path: Path) -> None:
     """Write the folder; one that was there is replaced in one step, or stays if anything fails."""
     if not coder.architecture:
-        raise FormatError(f"{type(coder).__name__} has no `architecture` name, so a saved file could not be loaded again")
+        raise FormatError(
+            f"{type(coder).__name__} has no `architecture` name, so a saved file could not be loaded again"
+        )
     with atomic_directory(path) as folder:
-        config = {"format": NAME, "version": VERSION, "architecture": coder.architecture, "config": coder.config.to_dict()}
+        config = {
+            "format": NAME,
+            "version": VERSION,
+            "architecture": coder.architecture,
+            "config": coder.config.to_dict(),
+        }
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         tensors = {name: tensor.detach().contiguous() for name, tensor in coder.state_dict().items()}
         save_file(tensors, folder / WEIGHTS)

@@ -1,7 +1,8 @@
 """Choosing a kernel: who would run an op on these arguments, who wouldn't, and why.
 
 Every op is a torch op `torch.ops.sae_kernels.<op>`. Its implementation, for every device, is `_Dispatch`: pick a kernel
-(argument > `use()` > environment > priority), run it. The choice is made when the op runs, so compiled graphs obey it too.
+(argument > `use()` > environment > priority), run it. The choice is made when the op runs, so compiled graphs obey it
+too.
 """
 
 from __future__ import annotations
@@ -119,8 +120,8 @@ def select(op: str, names: Sequence[str], args: Sequence[Any], backend: str = ""
 class Op:
     """A torch op of this package: its schema, its shapes under tracing, its gradient.
 
-    Schemas end in `*, str backend=""`. `backward(ctx, *grads)` and `setup_context(ctx, inputs, keyword_only_inputs, output)`
-    are as in `torch.library.register_autograd`.
+    Schemas end in `*, str backend=""`. `backward(ctx, *grads)` and `setup_context(ctx, inputs, keyword_only_inputs,
+    output)` are as in `torch.library.register_autograd`.
     """
 
     name: str
@@ -146,7 +147,5 @@ class Op:
         _LIBRARY.impl(self.name, dispatch, "CompositeExplicitAutograd")
         torch.library.register_fake(qualname, self.fake, lib=_LIBRARY)
         if self.backward is not None:
-            torch.library.register_autograd(
-                qualname, self.backward, setup_context=self.setup_context, lib=_LIBRARY
-            )
+            torch.library.register_autograd(qualname, self.backward, setup_context=self.setup_context, lib=_LIBRARY)
         return self

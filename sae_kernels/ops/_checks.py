@@ -8,6 +8,7 @@ from torch import Tensor
 from ..errors import ArgumentError, DeviceError, DtypeError, ShapeError, describe
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+OPTIONAL = ("b_enc", "b_dec")  # what may be None
 
 
 def show(**tensors: Tensor | None) -> str:
@@ -17,7 +18,7 @@ def show(**tensors: Tensor | None) -> str:
 
 def floating(op: str, **tensors: Tensor | None) -> None:
     """All given tensors share one floating dtype and one device, and are plain strided tensors."""
-    given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    given = {name: tensor for name, tensor in tensors.items() if tensor is not None or name not in OPTIONAL}
     for name, tensor in given.items():
         if not isinstance(tensor, Tensor):
             raise DtypeError(f"{op}: {name} is a {type(tensor).__name__}, expected a torch.Tensor")
@@ -73,8 +74,10 @@ def positive_integer(name: str, value: object) -> int:
 def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """Inside `torch.autocast`: everything in its dtype, as `F.linear` does; gradients flow back through the cast."""
     first = next(tensor for tensor in tensors if tensor is not None)
-    device = first.device.type if isinstance(first, Tensor) else "cpu"  # a stranger is refused by the checks that follow
-    if not torch.is_autocast_enabled(device):
+    device = (
+        first.device.type if isinstance(first, Tensor) else "cpu"
+    )  # a stranger is refused by the checks that follow
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(

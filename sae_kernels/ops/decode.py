@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -13,10 +14,15 @@ from ..errors import ArgumentError, ShapeError, describe
 from . import _checks
 
 
-def check(op: str, codes: SparseCodes, W_dec: Tensor, b_dec: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The boundary of a decode: (values, W_dec, b_dec), cast where autocast is on."""
+def check_codes(op: str, codes: SparseCodes) -> None:
+    """`codes` are SparseCodes."""
     if not isinstance(codes, SparseCodes):
         raise ArgumentError(f"{op}: codes are a {type(codes).__name__}, expected SparseCodes")
+
+
+def check(op: str, codes: SparseCodes, W_dec: Tensor, b_dec: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The boundary of a decode: (values, W_dec, b_dec), cast where autocast is on."""
+    check_codes(op, codes)
     values, W_dec, b_dec = _checks.autocast(codes.values, W_dec, b_dec)  # pyright: ignore[reportAssignmentType]
     assert values is not None
     _checks.floating(op, values=values, W_dec=W_dec, b_dec=b_dec)
@@ -25,7 +31,9 @@ def check(op: str, codes: SparseCodes, W_dec: Tensor, b_dec: Tensor | None) -> t
         hint = " (W_dec looks transposed: pass W_dec.mT)" if W_dec.shape[1] == codes.d_sae else ""
         raise ShapeError(f"{op}: W_dec is {describe(W_dec)}, the codes have d_sae = {codes.d_sae}{hint}")
     if b_dec is not None and (b_dec.dim() != 1 or b_dec.shape[0] != W_dec.shape[1]):
-        raise ShapeError(f"{op}: b_dec must be (d_out,) = ({W_dec.shape[1]},)\n  {_checks.show(W_dec=W_dec, b_dec=b_dec)}")
+        raise ShapeError(
+            f"{op}: b_dec must be (d_out,) = ({W_dec.shape[1]},)\n  {_checks.show(W_dec=W_dec, b_dec=b_dec)}"
+        )
     return values, W_dec, b_dec
 
 
@@ -68,9 +76,12 @@ def prefix_decode(
 
     Source: Matryoshka SAEs, arXiv 2503.17547.
     """
+    check_codes("prefix_decode", codes)
     ends = [_checks.positive_integer("prefix", prefix) for prefix in prefixes]
-    if not ends or ends[-1] > codes.d_sae or any(a >= b for a, b in zip(ends, ends[1:], strict=False)):
-        raise ArgumentError(f"prefix_decode: prefixes = {ends}, expected strictly rising within 1 … d_sae = {codes.d_sae}")
+    if not ends or ends[-1] > codes.d_sae or any(a >= b for a, b in itertools.pairwise(ends)):
+        raise ArgumentError(
+            f"prefix_decode: prefixes = {ends}, expected strictly rising within 1 … d_sae = {codes.d_sae}"
+        )
     values, W_dec, b_dec = check("prefix_decode", codes, W_dec, b_dec)
     flat_values, indices, offsets = codes.with_values(values).flat()
     y = torch.ops.sae_kernels.prefix_decode(flat_values, indices, offsets, W_dec, ends, backend=backend)

@@ -37,15 +37,15 @@ def encode(
     """Select(x W_encᵀ + b_enc), without ever holding the (tokens, d_sae) pre-acts.
 
     Shapes:
-        x (…, d_in), W_enc (d_sae, d_in) (any strides: a transposed one is `.mT`), b_enc (d_sae,) or None; one dtype among
-        float32, bfloat16, float16 (float64 runs on the reference). Pre-acts accumulate in float32 and are selected before
-        they are rounded to that dtype. → codes with values in that dtype and x's leading shape.
+        x (…, d_in), W_enc (d_sae, d_in) (any strides: a transposed one is `.mT`), b_enc (d_sae,) or None; one dtype
+        among float32, bfloat16, float16 (float64 runs on the reference). Pre-acts accumulate in float32 and are
+        selected before they are rounded to that dtype. → codes with values in that dtype and x's leading shape.
         `selection`: `TopK`, `Threshold`, `BatchTopK`; an int k is `TopK(k)`. A tuple gives a tuple of codes; the
         `TopK`s in it share one pass over x W_encᵀ.
 
     Gradients:
-        of `values` to x, W_enc and b_enc; none through empty slots (value 0). Inside `torch.autocast` everything is cast
-        to its dtype first, as in `F.linear`.
+        of `values` to x, W_enc and b_enc; none through empty slots (value 0). Inside `torch.autocast` everything is
+        cast to its dtype first, as in `F.linear`.
 
     Raises:
         ShapeError, DtypeError, DeviceError, ArgumentError: naming what was found and expected.
@@ -87,15 +87,17 @@ def normal(selection: Any, W_enc: Tensor) -> tuple[Selection, ...]:
             name = "among" if isinstance(each, TopK) else "theta"
             if extra.device != W_enc.device:
                 raise DeviceError(f"encode: {name} on {extra.device}, W_enc on {W_enc.device}")
-            if extra.dim() > 1 or (extra.dim() == 1 and extra.shape[0] != d_sae) or (name == "among" and extra.dim() == 0):
+            if (
+                extra.dim() > 1
+                or (extra.dim() == 1 and extra.shape[0] != d_sae)
+                or (name == "among" and extra.dim() == 0)
+            ):
                 raise ShapeError(f"encode: {name} is {describe(extra)}, expected (d_sae,) = ({d_sae},)")
         normal.append(each)
     return tuple(normal)
 
 
-def top_k_call(
-    x: Tensor, W_enc: Tensor, b_enc: Tensor | None, wanted: Sequence[TopK]
-) -> tuple[str, tuple[Any, ...]]:
+def top_k_call(x: Tensor, W_enc: Tensor, b_enc: Tensor | None, wanted: Sequence[TopK]) -> tuple[str, tuple[Any, ...]]:
     """The op and arguments that serve several `TopK`s in one pass."""
     everyone = torch.empty(0, dtype=torch.bool, device=x.device)
     among = [everyone if each.among is None else each.among for each in wanted]

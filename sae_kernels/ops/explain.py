@@ -23,8 +23,9 @@ from .selections import TopK
 def explain(what: str, *args: Any, backend: str = "") -> Explanation:
     """Ask every candidate kernel about a call that isn't made.
 
-    `what` is "encode", "decode", "topk" (with the arguments of the function of that name), "patch" (with a module), or an op of
-    `sae_kernels.kernels` (with its own arguments). Printing the result shows the chosen backend and each one's reason.
+    `what` is "encode", "decode", "topk" (with the arguments of the function of that name), "patch" (with a module),
+    or an op of `sae_kernels.kernels` (with its own arguments). Printing the result shows the chosen backend and each
+    one's reason.
 
     Raises:
         UnknownNameError: nothing of that name; and whatever the call itself would raise on bad arguments.

@@ -15,8 +15,8 @@ from ._checks import positive_integer
 class TopK:
     """The k largest pre-acts of each row; ties to the smaller latent, NaN above everything.
 
-    `relu`: negative ones become 0, which is an empty slot; `relu=False` keeps their sign. `among`: bool (d_sae,), choose
-    only where True; with fewer than k True, the rest of the slots are empty. Source: arXiv 2406.04093.
+    `relu`: negative ones become 0, which is an empty slot; `relu=False` keeps their sign. `among`: bool (d_sae,),
+    choose only where True; with fewer than k True, the rest of the slots are empty. Source: arXiv 2406.04093.
     """
 
     k: int
@@ -25,6 +25,8 @@ class TopK:
 
     def __post_init__(self) -> None:
         positive_integer("k", self.k)
+        if self.among is not None and not isinstance(self.among, Tensor):
+            raise DtypeError(f"TopK: among is a {type(self.among).__name__}, expected a bool tensor (d_sae,)")
         if self.among is not None and self.among.dtype != torch.bool:
             raise DtypeError(f"TopK: among is {describe(self.among)}, expected bool (d_sae,)")
 

@@ -13,7 +13,8 @@ from . import _checks
 
 
 def topk(scores: Tensor, k: int, *, backend: str = "") -> tuple[Tensor, Tensor]:
-    """The k largest of each row; ties to the smaller index, NaN above everything. The order inside a row has no meaning.
+    """The k largest of each row; ties to the smaller index, NaN above everything. The order inside a row has no
+    meaning.
 
     Shapes:
         scores (…, M) float32, bfloat16, float16 (float64 on the reference) → values (…, k), indices (…, k) int32.

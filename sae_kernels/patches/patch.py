@@ -14,7 +14,7 @@ from ..errors import BackendError
 from ..ops import explain
 from ..specs import resolve
 
-_patched: weakref.WeakKeyDictionary[nn.Module, "PatchHandle"] = weakref.WeakKeyDictionary()
+_patched: weakref.WeakKeyDictionary[nn.Module, PatchHandle] = weakref.WeakKeyDictionary()
 
 
 class PatchHandle:
@@ -37,14 +37,17 @@ class PatchHandle:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.undo()
 
 
 def patch(module: nn.Module) -> PatchHandle:
     """Make one instance of a known library's module faster, keeping its semantics.
 
-    Patching a patched module returns the same handle. `explain("patch", module)` says what each registered patch thinks of it.
+    Patching a patched module returns the same handle. `explain("patch", module)` says what each registered patch
+    thinks of it.
 
     Raises:
         BackendError: every registered patch declined; the message holds their reasons.

@@ -67,7 +67,11 @@ def test_sae_kernels_adapters(register) -> None:
 def test_sae_kernels_formats(register, tmp_path: Path) -> None:
     coder = sk.create("topk", d_in=2, d_sae=4, k=1)
     spec = Format(
-        "note", "", lambda path: path.suffix == ".note", lambda path: coder, lambda coder, path: path.write_text("saved")
+        "note",
+        "",
+        lambda path: path.suffix == ".note",
+        lambda path: coder,
+        lambda coder, path: path.write_text("saved"),
     )
     register("notes", sae_kernels_formats=lambda: [spec])
     sk.save(coder, tmp_path / "a.note", format="note")
@@ -117,7 +121,9 @@ def test_sae_kernels_commands(register, capsys) -> None:
     def configure(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--name")
 
-    register("greeting", sae_kernels_commands=lambda: [Command("greet", "", configure, lambda a: print(f"hello {a.name}"))])
+    register(
+        "greeting", sae_kernels_commands=lambda: [Command("greet", "", configure, lambda a: print(f"hello {a.name}"))]
+    )
     assert main(["greet", "--name", "you"]) == 0
     assert capsys.readouterr().out == "hello you\n"
 

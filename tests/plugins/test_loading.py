@@ -82,7 +82,9 @@ def test_the_environment_variable_blocks() -> None:
 
 
 def test_one_name_from_two_plugins_is_an_error_on_use(register) -> None:
-    twice = lambda: [Architecture("twice", "", "nowhere:Nothing")]  # noqa: E731
+    def twice() -> list[Architecture]:
+        return [Architecture("twice", "", "nowhere:Nothing")]
+
     register("first", sae_kernels_architectures=twice)
     register("second", sae_kernels_architectures=twice)
     with pytest.raises(PluginError, match="'first' and 'second'"):
@@ -96,12 +98,14 @@ def test_a_hook_that_raises_or_returns_rubbish_is_skipped(register) -> None:
     def raises() -> list[Kernel]:
         raise RuntimeError("boom")
 
+    register("raising", sae_kernels_formats=raises)
     with pytest.warns(RuntimeWarning, match=r"'raising': sae_kernels_formats raised RuntimeError: boom"):
-        register("raising", sae_kernels_formats=raises)
-        assert "sae_kernels" in registry.formats.names()
+        names = registry.formats.names()
+    assert "sae_kernels" in names
+    register("rubbish", sae_kernels_formats=lambda: ["not a spec"])
     with pytest.warns(RuntimeWarning, match="expected Format"):
-        register("rubbish", sae_kernels_formats=lambda: ["not a spec"])
-        assert "sae_kernels" in registry.formats.names()
+        names = registry.formats.names()
+    assert "sae_kernels" in names
     assert any("boom" in line for line in lines())
 
 

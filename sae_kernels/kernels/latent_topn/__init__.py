@@ -1,7 +1,7 @@
 """`latent_topn`: the running n best (activation, token) of each latent, from a stream of codes, in place.
 
-`best_values` float32 (d_sae, n) descending and `best_tokens` int64 (d_sae, n); unused entries are (−inf, −1). Row r of the codes
-is token `first_token + r`. Ties go to the earlier token; empty and NaN slots are skipped.
+`best_values` float32 (d_sae, n) descending and `best_tokens` int64 (d_sae, n); unused entries are (−inf, −1). Row r
+of the codes is token `first_token + r`. Ties go to the earlier token; empty and NaN slots are skipped.
 """
 
 from __future__ import annotations
@@ -26,6 +26,6 @@ def _fake(
 OP = Op(
     "latent_topn",
     "(Tensor(a!) best_values, Tensor(b!) best_tokens, Tensor values, Tensor indices, Tensor? offsets, "
-    "int first_token, *, str backend=\"\") -> ()",
+    'int first_token, *, str backend="") -> ()',
     _fake,
 ).register()

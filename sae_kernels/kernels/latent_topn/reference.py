@@ -33,6 +33,8 @@ def run(
     value, token, latent = value[order], token[order], latent[order]
     starts = torch.zeros(d_sae + 1, dtype=torch.int64, device=latent.device)
     starts[1:] = torch.bincount(latent, minlength=d_sae).cumsum(0)
-    take = starts[:-1].unsqueeze(1) + torch.arange(n, device=latent.device)  # each latent has at least its n old entries
+    take = starts[:-1].unsqueeze(1) + torch.arange(
+        n, device=latent.device
+    )  # each latent has at least its n old entries
     best_values.copy_(value[take])
     best_tokens.copy_(token[take])

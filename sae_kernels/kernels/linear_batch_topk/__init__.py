@@ -1,7 +1,8 @@
 """`linear_batch_topk`: the `count` largest pre-acts of the whole batch, ragged, never holding the (N, M) tensor.
 
 Arguments: x (N, d), W (M, d), b (M,) or None, count ≤ N·M, relu (negative survivors become empty slots). Ties go to the
-smaller row, then the smaller latent. Returns values (count,), indices (count,), offsets (N+1,), latents ascending in a row.
+smaller row, then the smaller latent. Returns values (count,), indices (count,), offsets (N+1,), latents ascending in
+a row.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ def _fake(
 
 OP = Op(
     "linear_batch_topk",
-    "(Tensor x, Tensor W, Tensor? b, SymInt count, bool relu, *, str backend=\"\") -> (Tensor, Tensor, Tensor)",
+    '(Tensor x, Tensor W, Tensor? b, SymInt count, bool relu, *, str backend="") -> (Tensor, Tensor, Tensor)',
     _fake,
     backward,
     setup_context,

@@ -16,9 +16,7 @@ from .._kernel import Op
 from .._linear import linear_backward
 
 
-def _fake(
-    x: Tensor, W: Tensor, b: Tensor | None, theta: Tensor, backend: str = ""
-) -> tuple[Tensor, Tensor, Tensor]:
+def _fake(x: Tensor, W: Tensor, b: Tensor | None, theta: Tensor, backend: str = "") -> tuple[Tensor, Tensor, Tensor]:
     nnz = torch.library.get_ctx().new_dynamic_size()
     offsets = x.new_empty((x.shape[0] + 1,), dtype=torch.int64)
     return x.new_empty((nnz,)), x.new_empty((nnz,), dtype=torch.int32), offsets
@@ -46,7 +44,7 @@ def backward(ctx: Any, d_values: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
 
 OP = Op(
     "linear_threshold",
-    "(Tensor x, Tensor W, Tensor? b, Tensor theta, *, str backend=\"\") -> (Tensor, Tensor, Tensor)",
+    '(Tensor x, Tensor W, Tensor? b, Tensor theta, *, str backend="") -> (Tensor, Tensor, Tensor)',
     _fake,
     backward,
     setup_context,

@@ -2,8 +2,8 @@
 
 Arguments: x (N, d), W (M, d), b (M,) or None; for selection i, `ks[i]` latents a row, `relus[i]` whether negative ones
 become 0 (an empty slot), `among[i]` a bool (M,) mask of the latents to choose from, or an empty tensor for all of them.
-Returns [values_0, indices_0, values_1, indices_1, …]. A mask with fewer than k latents leaves the rest of the slots empty
-(value 0, index 0). Selection is made on scores accumulated in float32 and not rounded to the input's dtype.
+Returns [values_0, indices_0, values_1, indices_1, …]. A mask with fewer than k latents leaves the rest of the slots
+empty (value 0, index 0). Selection is made on scores accumulated in float32 and not rounded to the input's dtype.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _backward(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
 
 OP = Op(
     "linear_topk",
-    "(Tensor x, Tensor W, Tensor? b, int[] ks, bool[] relus, Tensor[] among, *, str backend=\"\") -> Tensor[]",
+    '(Tensor x, Tensor W, Tensor? b, int[] ks, bool[] relus, Tensor[] among, *, str backend="") -> Tensor[]',
     _fake,
     _backward,
     _setup_context,

@@ -12,9 +12,7 @@ from ..topk import reference as topk
 __all__ = ["run", "why_not"]
 
 
-def run(
-    x: Tensor, W: Tensor, b: Tensor | None, ks: list[int], relus: list[bool], among: list[Tensor]
-) -> list[Tensor]:
+def run(x: Tensor, W: Tensor, b: Tensor | None, ks: list[int], relus: list[bool], among: list[Tensor]) -> list[Tensor]:
     """See `sae_kernels.kernels.linear_topk`."""
     z = pre_acts(x, W, b)
     out: list[Tensor] = []

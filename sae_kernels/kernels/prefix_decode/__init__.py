@@ -1,6 +1,7 @@
 """`prefix_decode`: reconstructions of several nested prefixes of the latents in one pass.
 
-out[p, n] = Σ_j values[n, j] · W[indices[n, j]] over slots with index < prefixes[p]; prefixes rise strictly, the last is ≤ d_sae.
+out[p, n] = Σ_j values[n, j] · W[indices[n, j]] over slots with index < prefixes[p]; prefixes rise strictly, the last
+is ≤ d_sae.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 OP = Op(
     "prefix_decode",
-    "(Tensor values, Tensor indices, Tensor? offsets, Tensor W, int[] prefixes, *, str backend=\"\") -> Tensor",
+    '(Tensor values, Tensor indices, Tensor? offsets, Tensor W, int[] prefixes, *, str backend="") -> Tensor',
     _fake,
     _backward,
     _setup_context,

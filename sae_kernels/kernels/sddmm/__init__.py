@@ -39,7 +39,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 OP = Op(
     "sddmm",
-    "(Tensor A, Tensor B, Tensor indices, Tensor? offsets, Tensor? gate, *, str backend=\"\") -> Tensor",
+    '(Tensor A, Tensor B, Tensor indices, Tensor? offsets, Tensor? gate, *, str backend="") -> Tensor',
     _fake,
     _backward,
     _setup_context,

@@ -36,7 +36,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 OP = Op(
     "spmm",
-    "(Tensor values, Tensor indices, Tensor? offsets, Tensor W, *, str backend=\"\") -> Tensor",
+    '(Tensor values, Tensor indices, Tensor? offsets, Tensor W, *, str backend="") -> Tensor',
     _fake,
     _backward,
     _setup_context,

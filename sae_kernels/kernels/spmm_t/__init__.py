@@ -10,9 +10,7 @@ from torch import Tensor
 from .._kernel import Op
 
 
-def _fake(
-    values: Tensor, indices: Tensor, offsets: Tensor | None, X: Tensor, d_sae: int, backend: str = ""
-) -> Tensor:
+def _fake(values: Tensor, indices: Tensor, offsets: Tensor | None, X: Tensor, d_sae: int, backend: str = "") -> Tensor:
     return X.new_empty(d_sae, X.shape[1])
 
 
@@ -34,7 +32,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 OP = Op(
     "spmm_t",
-    "(Tensor values, Tensor indices, Tensor? offsets, Tensor X, SymInt d_sae, *, str backend=\"\") -> Tensor",
+    '(Tensor values, Tensor indices, Tensor? offsets, Tensor X, SymInt d_sae, *, str backend="") -> Tensor',
     _fake,
     _backward,
     _setup_context,

@@ -28,5 +28,5 @@ def _backward(ctx: Any, d_values: Tensor, _: Tensor) -> tuple[Tensor, None]:
 
 
 OP = Op(
-    "topk", "(Tensor scores, int k, *, str backend=\"\") -> (Tensor, Tensor)", _fake, _backward, _setup_context
+    "topk", '(Tensor scores, int k, *, str backend="") -> (Tensor, Tensor)', _fake, _backward, _setup_context
 ).register()

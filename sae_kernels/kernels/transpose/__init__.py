@@ -20,6 +20,6 @@ def _fake(indices: Tensor, offsets: Tensor | None, d_sae: int, backend: str = ""
 
 OP = Op(
     "transpose",
-    "(Tensor indices, Tensor? offsets, SymInt d_sae, *, str backend=\"\") -> (Tensor, Tensor, Tensor)",
+    '(Tensor indices, Tensor? offsets, SymInt d_sae, *, str backend="") -> (Tensor, Tensor, Tensor)',
     _fake,
 ).register()
