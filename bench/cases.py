@@ -54,16 +54,12 @@ def normal(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0, scale
     return (torch.randn(*shape, generator=generator(seed)) * scale).to(dtype)
 
 
-def integers(
-    *shape: int, low: int = -3, high: int = 3, dtype: torch.dtype = torch.float32, seed: int = 0
-) -> Tensor:
+def integers(*shape: int, low: int = -3, high: int = 3, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
     """Small integers: their sums of products are exact in every dtype, so ties are ties on every backend."""
     return torch.randint(low, high + 1, shape, generator=generator(seed)).to(dtype)
 
 
-def dictionary(
-    size: Size, dtype: torch.dtype = torch.float32, seed: int = 0
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def dictionary(size: Size, dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """W_enc, b_enc, W_dec, b_dec with pre-acts of about unit size."""
     scale = max(size.d, 1) ** -0.5
     return (

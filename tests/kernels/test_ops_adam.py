@@ -56,9 +56,7 @@ def truth(start: Tensor, grads: list[Tensor], unit_norm: bool, remove_parallel: 
 
 @pytest.mark.parametrize("remove_parallel", [False, True], ids=["", "parallel-removed"])
 @pytest.mark.parametrize("unit_norm", [False, True], ids=["", "unit-norm"])
-def test_dense_form_is_torchs_adam(
-    backend: str, dtype: torch.dtype, unit_norm: bool, remove_parallel: bool
-) -> None:
+def test_dense_form_is_torchs_adam(backend: str, dtype: torch.dtype, unit_norm: bool, remove_parallel: bool) -> None:
     state = State(dtype)
     start = state.param.clone()
     grads = [gradient(t, dtype) for t in range(8)]

@@ -60,11 +60,7 @@ def run(op: str, dtype: torch.dtype, ragged: bool, backend: str) -> Iterable[Ten
 
 
 CASES = [
-    *(
-        (op, ragged)
-        for op in ("spmm", "spmm_t", "sddmm", "transpose", "prefix_decode")
-        for ragged in (False, True)
-    ),
+    *((op, ragged) for op in ("spmm", "spmm_t", "sddmm", "transpose", "prefix_decode") for ragged in (False, True)),
     *(
         (op, False)
         for op in ("topk", "linear_topk", "linear_threshold", "linear_batch_topk", "adam_rows", "latent_topn")
@@ -72,16 +68,12 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("op", "ragged"), CASES, ids=lambda value: {True: "ragged", False: "fixed"}.get(value, value)
-)
+@pytest.mark.parametrize(("op", "ragged"), CASES, ids=lambda value: {True: "ragged", False: "fixed"}.get(value, value))
 def test_any_number_of_threads_gives_the_same_bits(
     backend: str, dtype: torch.dtype, op: str, ragged: bool, threads: Callable
 ) -> None:
     if backend == "reference" and op.startswith(("linear", "topk")):
-        pytest.skip(
-            "a GEMM of torch's own may split its sums by thread: the reference promises the set, not the bits"
-        )
+        pytest.skip("a GEMM of torch's own may split its sums by thread: the reference promises the set, not the bits")
     outcomes = []
     for count in (1, 2, 3, 2):
         with threads(count):

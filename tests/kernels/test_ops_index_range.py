@@ -86,8 +86,6 @@ def test_adam_rows_outside_the_parameter(backend: str, bad: int) -> None:
     last = torch.zeros(5, dtype=torch.int64)
     lrs = torch.ones(1, dtype=torch.float64)
     with pytest.raises(IndexRangeError, match=rf"\[1\] = {bad}"):
-        ops.adam_rows(
-            *state, torch.ones(2, 3), listed, last, lrs, 1, 0.9, 0.999, 1e-8, False, False, backend=backend
-        )
+        ops.adam_rows(*state, torch.ones(2, 3), listed, last, lrs, 1, 0.9, 0.999, 1e-8, False, False, backend=backend)
     assert (state[0] == 0).all()
     assert (last == 0).all()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from bench import cases
 from support import dense
 from support.compare import assert_close
 from torch import Tensor
+
+from bench import cases
 
 ops = torch.ops.sae_kernels
 ROWS, COLUMNS = 2**16 + 1, 2**15 + 1  # their product passes 2**31

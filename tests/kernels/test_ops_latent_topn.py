@@ -22,9 +22,7 @@ def truth(batches: list[tuple[Tensor, Tensor, Tensor | None, int]], d_sae: int, 
     seen: list[list[tuple[float, int]]] = [[] for _ in range(d_sae)]
     for values, indices, offsets, first in batches:
         rows = dense.row_of_slots(indices, offsets).tolist()
-        for value, latent, row in zip(
-            values.flatten().tolist(), indices.flatten().tolist(), rows, strict=True
-        ):
+        for value, latent, row in zip(values.flatten().tolist(), indices.flatten().tolist(), rows, strict=True):
             if value != 0 and value == value:
                 seen[latent].append((-value, first + row))
     kept = [sorted(each)[:n] + [(float("inf"), -1)] * (n - len(each)) for each in seen]

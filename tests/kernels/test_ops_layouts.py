@@ -27,9 +27,7 @@ def test_products(backend: str, dtype: torch.dtype, layout: str) -> None:
     values, indices = codes(dtype, "contiguous")
     laid_values, laid_indices = codes(dtype, layout)
     on = {"backend": backend}
-    assert_same(
-        ops.spmm(laid_values, laid_indices, None, laid_W, **on), ops.spmm(values, indices, None, W, **on)
-    )
+    assert_same(ops.spmm(laid_values, laid_indices, None, laid_W, **on), ops.spmm(values, indices, None, W, **on))
     assert_same(
         ops.spmm_t(laid_values, laid_indices, None, laid_X, 50, **on),
         ops.spmm_t(values, indices, None, X, 50, **on),
@@ -57,9 +55,7 @@ def test_selections(backend: str, dtype: torch.dtype, layout: str) -> None:
         (ops.linear_threshold, (torch.arange(100.0)[::2] % 5,)),
         (ops.linear_batch_topk, (60, True)),
     ):
-        for mine, theirs in zip(
-            op(*laid, *extra, backend=backend), op(x, W, b, *extra, backend=backend), strict=True
-        ):
+        for mine, theirs in zip(op(*laid, *extra, backend=backend), op(x, W, b, *extra, backend=backend), strict=True):
             assert_same(mine, theirs, signed_zeros=False)
     scores = cases.scores("ties", 13, 50, dtype)
     for mine, theirs in zip(
@@ -76,15 +72,11 @@ def test_stride_zero(backend: str, dtype: torch.dtype) -> None:
     on = {"backend": backend}
     for W in (row.expand(50, 18), column.expand(50, 18), row[:, :1].expand(50, 18)):
         values, indices = codes(dtype, "contiguous")
-        assert_same(
-            ops.spmm(values, indices, None, W, **on), ops.spmm(values, indices, None, W.contiguous(), **on)
-        )
+        assert_same(ops.spmm(values, indices, None, W, **on), ops.spmm(values, indices, None, W.contiguous(), **on))
         one_value = values[:1].expand(13, 4)
         same_index = indices[:1].expand(13, 4)
         found = ops.spmm(one_value, same_index, None, W, **on)
-        assert_same(
-            found, ops.spmm(one_value.contiguous(), same_index.contiguous(), None, W.contiguous(), **on)
-        )
+        assert_same(found, ops.spmm(one_value.contiguous(), same_index.contiguous(), None, W.contiguous(), **on))
         x = row.expand(13, 18)
         found = ops.linear_topk(x, W, None, [5], [True], [NONE], **on)
         for mine, theirs in zip(

@@ -42,9 +42,7 @@ def slots(indices: Tensor, offsets: Tensor) -> list[list[int]]:
 
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_topk_follows_the_rule_exactly(
-    backend: str, dtype: torch.dtype, size: cases.Size, bias: bool
-) -> None:
+def test_topk_follows_the_rule_exactly(backend: str, dtype: torch.dtype, size: cases.Size, bias: bool) -> None:
     x, W, b = inputs(size, dtype, exact=True)
     z = dense.pre_acts(x, W, b if bias else None)
     values, indices = top_k(x, W, b if bias else None, size.k, backend, relu=False)
@@ -134,9 +132,7 @@ def test_threshold_from_everything_to_nothing(backend: str, theta: float) -> Non
 
 @pytest.mark.parametrize("relu", [True, False], ids=["relu", "signed"])
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_batch_topk_follows_the_rule_exactly(
-    backend: str, dtype: torch.dtype, size: cases.Size, relu: bool
-) -> None:
+def test_batch_topk_follows_the_rule_exactly(backend: str, dtype: torch.dtype, size: cases.Size, relu: bool) -> None:
     """Ties go to the smaller flat position; latents ascend in a row."""
     x, W, b = inputs(size, dtype, exact=True)
     z = dense.pre_acts(x, W, b)
@@ -192,9 +188,7 @@ def test_non_finite_pre_acts_rank_as_in_torch_topk(backend: str, dtype: torch.dt
     assert slots(indices, offsets) == [[i for i, v in enumerate(z[0].tolist()) if not v <= 0.5]] * 3
     values, indices, offsets = ops.linear_batch_topk(x, W, z[0], 3 * 40 + 1, True, backend=backend)
     flat = best(z.double().expand(3, -1).flatten().tolist(), 121)
-    assert sorted(i + size.d_sae * n for n, row in enumerate(slots(indices, offsets)) for i in row) == sorted(
-        flat
-    )
+    assert sorted(i + size.d_sae * n for n, row in enumerate(slots(indices, offsets)) for i in row) == sorted(flat)
     assert int(values.isnan().sum()) == min(121, 3 * int(z.isnan().sum()))
 
 

@@ -20,17 +20,13 @@ MASK = torch.arange(90) % 3 == 0
 Run = Callable[..., list[tuple[Tensor, Tensor, Tensor | None]]]  # x, W, b, backend -> codes of each selection
 
 
-def _several(
-    x: Tensor, W: Tensor, b: Tensor | None, backend: str
-) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+def _several(x: Tensor, W: Tensor, b: Tensor | None, backend: str) -> list[tuple[Tensor, Tensor, Tensor | None]]:
     out = ops.linear_topk(x, W, b, [8, 40], [True, True], [NONE, MASK], backend=backend)
     return [(out[0], out[1], None), (out[2], out[3], None)]
 
 
 RUNS: dict[str, Run] = {
-    "topk": lambda x, W, b, backend: [
-        (*ops.linear_topk(x, W, b, [8], [True], [NONE], backend=backend), None)
-    ],
+    "topk": lambda x, W, b, backend: [(*ops.linear_topk(x, W, b, [8], [True], [NONE], backend=backend), None)],
     "several": _several,
     "threshold": lambda x, W, b, backend: [ops.linear_threshold(x, W, b, torch.tensor(0.7), backend=backend)],
     "batch_topk": lambda x, W, b, backend: [ops.linear_batch_topk(x, W, b, 1100, True, backend=backend)],

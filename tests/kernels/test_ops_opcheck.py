@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from bench import cases
 from torch import Tensor
 
+from bench import cases
 from sae_kernels.kernels import OPS
 
 NONE = torch.empty(0, dtype=torch.bool)

@@ -16,9 +16,7 @@ SIZE = cases.Size(5, 4, 9, 3)
 RAGGED = pytest.mark.parametrize("ragged", [False, True], ids=["fixed", "ragged"])
 
 
-def leaves(
-    dtype: torch.dtype, ragged: bool, size: cases.Size = SIZE, empty: float = 0.0
-) -> tuple[Tensor, ...]:
+def leaves(dtype: torch.dtype, ragged: bool, size: cases.Size = SIZE, empty: float = 0.0) -> tuple[Tensor, ...]:
     """values, X, W that want gradients; indices, offsets."""
     values, indices, offsets = cases.codes(size, dtype, ragged=ragged, empty=empty).flat()
     X = cases.normal(size.n, size.d, dtype=dtype, seed=1)

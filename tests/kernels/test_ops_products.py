@@ -15,9 +15,7 @@ ALL_SIZES = (*cases.SMALL, *cases.EMPTY)
 
 
 def tensors(size: cases.Size, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    return cases.normal(size.n, size.d, dtype=dtype, seed=1), cases.normal(
-        size.d_sae, size.d, dtype=dtype, seed=2
-    )
+    return cases.normal(size.n, size.d, dtype=dtype, seed=1), cases.normal(size.d_sae, size.d, dtype=dtype, seed=2)
 
 
 @pytest.mark.parametrize("ragged", [False, True], ids=["fixed", "ragged"])
@@ -26,9 +24,7 @@ def test_products_of_every_size(backend: str, dtype: torch.dtype, size: cases.Si
     X, W = tensors(size, dtype)
     codes = cases.codes(size, dtype, ragged=ragged)
     values, indices, offsets = codes.flat()
-    assert_close(
-        ops.spmm(values, indices, offsets, W, backend=backend), dense.spmm(values, indices, offsets, W)
-    )
+    assert_close(ops.spmm(values, indices, offsets, W, backend=backend), dense.spmm(values, indices, offsets, W))
     found = ops.spmm_t(values, indices, offsets, X, size.d_sae, backend=backend)
     assert_close(found, dense.spmm_t(values, indices, offsets, X, size.d_sae))
     for gate in (values, None):
@@ -48,9 +44,7 @@ def test_products_of_every_pattern(backend: str, dtype: torch.dtype, draw: str, 
     untouched = torch.ones(size.d_sae, dtype=torch.bool)
     untouched[indices.flatten()[values.flatten() != 0].long()] = False
     assert (found[untouched] == 0).all()
-    assert_close(
-        ops.spmm(values, indices, offsets, W, backend=backend), dense.spmm(values, indices, offsets, W)
-    )
+    assert_close(ops.spmm(values, indices, offsets, W, backend=backend), dense.spmm(values, indices, offsets, W))
     found = ops.sddmm(X, W, indices, offsets, values, backend=backend)
     assert_close(found, dense.sddmm(X, W, indices, offsets, values))
 
@@ -60,16 +54,12 @@ def test_products_are_no_worse_than_pytorchs_own(backend: str, dtype: torch.dtyp
     X, W = tensors(size, dtype)
     values, indices, _ = cases.codes(size, dtype, empty=0).flat()
     bag = F.embedding_bag(indices, W, per_sample_weights=values, mode="sum")
-    assert_close(
-        ops.spmm(values, indices, None, W, backend=backend), dense.spmm(values, indices, None, W), bag
-    )
+    assert_close(ops.spmm(values, indices, None, W, backend=backend), dense.spmm(values, indices, None, W), bag)
     acts = dense.table(values, indices, None, size.d_sae)
     truth, own = acts.T @ X.double(), acts.to(dtype).T @ X
     assert_close(ops.spmm_t(values, indices, None, X, size.d_sae, backend=backend), truth, own)
     own = (X @ W.T).gather(1, indices.long())
-    assert_close(
-        ops.sddmm(X, W, indices, None, None, backend=backend), dense.sddmm(X, W, indices, None, None), own
-    )
+    assert_close(ops.sddmm(X, W, indices, None, None, backend=backend), dense.sddmm(X, W, indices, None, None), own)
 
 
 def test_products_in_float64_run_on_the_reference() -> None:

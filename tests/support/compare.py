@@ -50,9 +50,7 @@ def assert_same(found: Tensor, expected: Tensor, signed_zeros: bool = True) -> N
         assert torch.equal(nan, expected.isnan()), "NaN in other places"
         found, expected = found.masked_fill(nan, 0), expected.masked_fill(nan, 0)
         assert not signed_zeros or torch.equal(found.signbit(), expected.signbit()), "other signs"
-    assert torch.equal(found, expected), (
-        f"differ in {int((found != expected).sum())} of {found.numel()} places"
-    )
+    assert torch.equal(found, expected), f"differ in {int((found != expected).sum())} of {found.numel()} places"
 
 
 def best(row: list[float], k: int) -> list[int]:
@@ -88,6 +86,4 @@ def assert_top_k_within(indices: Tensor, truth: Tensor, k: int, slack: float) ->
     assert not (ordered.diff(dim=1) == 0).any(), "an index stands twice in a row"
     kth = truth.topk(k, dim=1).values[:, -1:]
     chosen = truth.gather(1, indices.long())
-    assert (chosen >= kth - slack).all(), (
-        f"a chosen score is {float((kth - chosen).max()):.2e} below the k-th"
-    )
+    assert (chosen >= kth - slack).all(), f"a chosen score is {float((kth - chosen).max()):.2e} below the k-th"

@@ -13,13 +13,9 @@ Codes = tuple[Tensor, Tensor, Tensor | None]
 def row_of_slots(indices: Tensor, offsets: Tensor | None) -> Tensor:
     """The row of each flat slot."""
     if offsets is None:
-        return torch.tensor(
-            [n for n in range(indices.shape[0]) for _ in range(indices.shape[1])], dtype=torch.long
-        )
+        return torch.tensor([n for n in range(indices.shape[0]) for _ in range(indices.shape[1])], dtype=torch.long)
     ends = offsets.tolist()
-    return torch.tensor(
-        [n for n in range(len(ends) - 1) for _ in range(ends[n], ends[n + 1])], dtype=torch.long
-    )
+    return torch.tensor([n for n in range(len(ends) - 1) for _ in range(ends[n], ends[n + 1])], dtype=torch.long)
 
 
 def n_rows(indices: Tensor, offsets: Tensor | None) -> int:
@@ -51,9 +47,7 @@ def sddmm(A: Tensor, B: Tensor, indices: Tensor, offsets: Tensor | None, gate: T
     return product if gate is None else torch.where(gate != 0, product, torch.zeros((), dtype=torch.float64))
 
 
-def prefix_decode(
-    values: Tensor, indices: Tensor, offsets: Tensor | None, W: Tensor, prefixes: list[int]
-) -> Tensor:
+def prefix_decode(values: Tensor, indices: Tensor, offsets: Tensor | None, W: Tensor, prefixes: list[int]) -> Tensor:
     acts = table(values, indices, offsets, W.shape[0])
     return torch.stack([acts[:, :end] @ W.double()[:end] for end in prefixes])
 

@@ -1,0 +1,161 @@
+"""Argument > `use()` > environment > priority; an explicit choice never falls back; every candidate is explained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+import sae_kernels as sk
+from sae_kernels import registry
+from bench import cases
+from sae_kernels.errors import BackendError, UnknownNameError
+from sae_kernels.kernels import OPS
+from sae_kernels.plugins import plugins
+from sae_kernels.specs import Kernel, resolve
+
+ops = torch.ops.sae_kernels
+CALLS: list[str] = []
+
+
+class Stranger:
+    """Two more backends for spmm: one that runs before all others, one that always declines."""
+
+    @sk.hookimpl
+    def sae_kernels_kernels(self) -> list[Kernel]:
+        def run(values, indices, offsets, W):
+            CALLS.append("eager")
+            return W.new_zeros(values.shape[0], W.shape[1])
+
+        return [
+            Kernel("spmm", "eager", run, lambda *_: None, priority=99),
+            Kernel("spmm", "shy", run, lambda *_: "it is shy", priority=100),
+            Kernel("spmm", "gone", "no_such_package.at_all:run", "no_such_package.at_all:why_not", priority=101),
+        ]
+
+
+@pytest.fixture
+def stranger() -> Iterator[None]:
+    plugins().register(Stranger(), "stranger")
+    CALLS.clear()
+    yield
+    plugins().unregister("stranger")
+
+
+@pytest.fixture
+def codes() -> sk.SparseCodes:
+    return cases.codes(cases.ORDINARY)
+
+
+@pytest.fixture
+def W() -> torch.Tensor:
+    return cases.normal(301, 45)
+
+
+def test_the_highest_priority_that_would_run_is_chosen(stranger: None, codes: sk.SparseCodes, W: torch.Tensor) -> None:
+    sk.decode(codes, W)
+    assert CALLS == ["eager"]
+    told = sk.explain("decode", codes, W)
+    assert told.chosen == "eager"
+    assert [c.backend for c in told.candidates] == ["gone", "shy", "eager", "cpu", "reference"]
+    assert told.candidates[1].reason == "it is shy"
+    assert "cannot be imported" in (told.candidates[0].reason or "")
+
+
+def test_use_environment_and_argument(
+    stranger: None, codes: sk.SparseCodes, W: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def chosen(backend: str = "") -> str:
+        CALLS.clear()
+        sk.decode(codes, W, backend=backend)
+        return CALLS[0] if CALLS else "reference"
+
+    assert chosen() == "eager"
+    monkeypatch.setenv("SAE_KERNELS_BACKEND", "reference")
+    assert chosen() == "reference"
+    with sk.use("eager"):
+        assert chosen() == "eager"
+        with sk.use("reference"):
+            assert chosen() == "reference"
+            assert chosen("eager") == "eager"
+        assert chosen() == "eager"
+    assert chosen() == "reference"
+    assert sk.explain("decode", codes, W).chosen == "reference"
+
+
+def test_use_is_put_back_after_an_error(stranger: None, codes: sk.SparseCodes, W: torch.Tensor) -> None:
+    with pytest.raises(RuntimeError, match="mine"), sk.use("reference"):
+        raise RuntimeError("mine")
+    sk.decode(codes, W)
+    assert CALLS == ["eager"]
+
+
+def test_an_explicit_choice_never_falls_back(stranger: None, codes: sk.SparseCodes, W: torch.Tensor) -> None:
+    with pytest.raises(BackendError) as caught:
+        sk.decode(codes, W, backend="shy")
+    lines = str(caught.value).splitlines()
+    assert lines[0] == 'spmm: backend "shy" was asked for and declined'
+    assert "values (37, 7) float32 cpu" in lines[1]
+    assert "W (301, 45) float32 cpu" in lines[1]
+    assert "  shy: it is shy" in lines
+    assert "  reference: would run" in lines
+    with sk.use("shy"), pytest.raises(BackendError, match="it is shy"):
+        sk.decode(codes, W)
+    assert CALLS == []
+
+
+def test_float64_on_the_cpu_backend_is_declined_with_the_reason(cpu: str) -> None:
+    x, W = torch.ones(2, 3, dtype=torch.float64), torch.ones(5, 3, dtype=torch.float64)
+    with pytest.raises(BackendError, match="cpu: dtype is float64"):
+        sk.encode(x, W, None, sk.TopK(2), backend=cpu)
+    with sk.use(cpu), pytest.raises(BackendError, match="float64"):
+        sk.topk(x, 1)
+    assert sk.encode(x, W, None, sk.TopK(2)).values.dtype == torch.float64  # left to itself it takes the reference
+
+
+def test_an_unknown_backend_names_the_nearest(codes: sk.SparseCodes, W: torch.Tensor) -> None:
+    with pytest.raises(UnknownNameError, match="unknown backend of spmm 'refrence': did you mean 'reference'"):
+        sk.decode(codes, W, backend="refrence")
+
+
+def test_the_backward_obeys_the_choice_of_the_forward(stranger: None, codes: sk.SparseCodes, W: torch.Tensor) -> None:
+    """encode's gradient to x is an spmm: where the forward was told a backend, so is that."""
+    x = torch.ones(4, 45, requires_grad=True)
+    sk.encode(x, W, None, sk.TopK(3), backend="reference").values.sum().backward()
+    assert CALLS == []
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_every_op_has_both_backends_and_both_can_be_imported(op: str, cpu: str) -> None:
+    mine = {kernel.backend: kernel for kernel in registry.kernels.all() if kernel.op == op}
+    assert {"reference", cpu} <= set(mine)
+    for kernel in mine.values():
+        assert callable(resolve(kernel.run))
+        assert callable(resolve(kernel.why_not))
+
+
+def test_explain_encode_decode_and_topk(cpu: str) -> None:
+    W, b, _, _ = cases.dictionary(cases.ORDINARY)
+    x = cases.normal(37, 45)
+    for selection, op in (
+        (sk.TopK(3), "linear_topk"),
+        (sk.Threshold(0.0), "linear_threshold"),
+        (sk.BatchTopK(2), "linear_batch_topk"),
+    ):
+        told = sk.explain("encode", x, W, b, selection)
+        assert (told.op, told.chosen) == (op, cpu)
+        assert "would run" in str(told)
+        assert "x (37, 45) float32 cpu" in str(told)
+    told = sk.explain("encode", x.double(), W.double(), b.double(), sk.TopK(3))
+    assert told.chosen == "reference"
+    assert "cpu: dtype is float64" in str(told)
+    assert sk.explain("topk", x, 3).op == "topk"
+    with pytest.raises(UnknownNameError, match="did you mean 'encode'"):
+        sk.explain("encod", x)
+
+
+def test_explain_runs_nothing(stranger: None, codes: sk.SparseCodes, W: torch.Tensor) -> None:
+    sk.explain("decode", codes, W)
+    sk.explain("spmm", *codes.flat(), W)
+    assert CALLS == []
