@@ -60,9 +60,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, coder: SparseCoder) -> d
     }
 
 
-def restore_optimizer(
-    optimizer: torch.optim.Optimizer, coder: SparseCoder, tensors: dict[str, Tensor]
-) -> None:
+def restore_optimizer(optimizer: torch.optim.Optimizer, coder: SparseCoder, tensors: dict[str, Tensor]) -> None:
     """Set the state that `optimizer_tensors` returned."""
     parameters = dict(coder.named_parameters())
     for name, value in tensors.items():

@@ -68,10 +68,7 @@ class Config:
         tables["coder"] = {**self.coder.accepted()[1], **tables["coder"]}
         for name in FROM_SOURCE:
             tables["coder"].pop(name, None)  # the source decides
-        return {
-            table: {name: _plain(value) for name, value in entries.items()}
-            for table, entries in tables.items()
-        }
+        return {table: {name: _plain(value) for name, value in entries.items()} for table, entries in tables.items()}
 
 
 def _plain(value: Any) -> Any:

@@ -25,9 +25,7 @@ class Key:
         return f"| `{self.name}` | {self.type} | {self.default} | {self.meaning} |"
 
 
-def key(
-    meaning: str, default: Any = dataclasses.MISSING, *, unset: str = "", may_change: bool = False
-) -> Any:
+def key(meaning: str, default: Any = dataclasses.MISSING, *, unset: str = "", may_change: bool = False) -> Any:
     """A dataclass field that is a configuration key.
 
     `unset` says what a default of None stands for; a run may be resumed with another value where

@@ -22,8 +22,7 @@ class MetricsLog:
     def write(self, metrics: Mapping[str, float]) -> None:
         """One line, handed to the operating system at once. JSON has no nan and no infinity: they become
         null."""
-        line = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        self._file.write(json.dumps(line).encode() + b"\n")
+        self._file.write(json.dumps(finite(metrics)).encode() + b"\n")
         self._file.flush()
 
     def sync(self) -> None:
@@ -48,3 +47,8 @@ class MetricsLog:
             self.last = metrics
             end += len(line)
         return end
+
+
+def finite(metrics: Mapping[str, float | None]) -> dict[str, float | None]:
+    """As JSON can hold them: it has no nan and no infinity, so they become null."""
+    return {name: value if value is not None and math.isfinite(value) else None for name, value in metrics.items()}

@@ -13,6 +13,7 @@ from ..adapters import ActivationSource
 from ..architectures import SparseCoder
 from .batches import Batches
 from .config import Config
+from .log import finite
 
 
 @dataclass(eq=False)
@@ -70,5 +71,5 @@ class Run:
             "architecture": self.coder.architecture,
             "parameters": sum(parameter.numel() for parameter in self.coder.parameters()),
             "torch": torch.__version__,
-            "metrics": self.metrics,
+            "metrics": finite(self.metrics),
         }

@@ -25,9 +25,7 @@ def check_machine(config: Config) -> None:
     """Raise ConfigError for what this machine or installation lacks."""
     device = torch.device(config.training.device)
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            f"[training] device = {config.training.device!r}, but torch finds no CUDA device here"
-        )
+        raise ConfigError(f"[training] device = {config.training.device!r}, but torch finds no CUDA device here")
     if config.training.tensorboard:
         tensorboard.require()
 
@@ -57,9 +55,7 @@ def earlier(config: Config, directory: Path, resume: bool) -> Checkpoint | None:
             checkpoints.sweep(folder)
     begun = bool(checkpoints.found(root))
     if not begun and (directory / CODER).exists() and (resume or not (directory / CONFIG).exists()):
-        raise ConfigError(
-            f"{directory} holds a coder, and no checkpoint to go on from; take another [output] dir"
-        )
+        raise ConfigError(f"{directory} holds a coder, and no checkpoint to go on from; take another [output] dir")
     if not begun or not resume:
         return None
     _check_same(config, directory / CONFIG)
@@ -117,9 +113,7 @@ def on_device(run: Run, x: torch.Tensor, target: torch.Tensor) -> tuple[torch.Te
 
 def _run(config: Config, source: ActivationSource, coder: SparseCoder, position: Position | None) -> Run:
     training = config.training
-    optimizer = torch.optim.Adam(
-        coder.parameters(), lr=0.0, betas=training.betas, eps=training.eps, fused=True
-    )
+    optimizer = torch.optim.Adam(coder.parameters(), lr=0.0, betas=training.betas, eps=training.eps, fused=True)
     counters = torch.zeros(coder.d_sae, dtype=torch.int64, device=training.device)
     batches = Batches(source, training.batch_size, position)
     return Run(config, config.output.dir, source, coder.train(), optimizer, batches, counters)
@@ -129,9 +123,7 @@ def _check_same(config: Config, path: Path) -> None:
     try:
         before = Config.from_dict(json.loads(path.read_text(encoding="utf-8")), str(path))
     except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{path}: the configuration of the run in this folder cannot be read: {error}"
-        ) from error
+        raise ConfigError(f"{path}: the configuration of the run in this folder cannot be read: {error}") from error
     if differences := before.differences(config):
         lines = "\n".join(f"  {line}" for line in differences)
         raise ConfigError(

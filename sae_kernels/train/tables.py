@@ -30,18 +30,14 @@ class TrainingTable:
     lr_decay_fraction: float = key("last part of training, over which the rate falls linearly towards 0", 0.2)
     betas: tuple[float, float] = key("Adam's decay rates of the two moments", (0.9, 0.999))
     eps: float = key("Adam's ε; small, since gradients of rarely used latents are", 6.25e-10)
-    grad_clip: float | None = key(
-        "largest norm of all gradients together; above it they are scaled down", None
-    )
+    grad_clip: float | None = key("largest norm of all gradients together; above it they are scaled down", None)
     dead_after_tokens: int = key("a latent that has not fired for so many tokens counts as dead", 10_000_000)
     log_every: int = key("steps between lines of metrics.jsonl", 10, may_change=True)
     checkpoint_every: int = key("steps between checkpoints", 1000, may_change=True)
     keep_checkpoints: int = key("how many of the newest checkpoints stay", 2, may_change=True)
     device: str = key("where the coder lives: cpu, cuda, cuda:1, …", "cpu", may_change=True)
     dtype: Literal["float32", "float64", "bfloat16"] = key("of the weights and of Adam's moments", "float32")
-    autocast: Literal["none", "bfloat16"] = key(
-        "dtype of the loss' computation, beside weights in `dtype`", "none"
-    )
+    autocast: Literal["none", "bfloat16"] = key("dtype of the loss' computation, beside weights in `dtype`", "none")
     threads: int | None = key("CPU threads while training", None, unset="as torch has it", may_change=True)
     tensorboard: bool = key("write TensorBoard events into `<dir>/tensorboard`", False, may_change=True)
 

@@ -27,8 +27,7 @@ def require() -> None:
         importlib.import_module("torch.utils.tensorboard")
     except ImportError:
         raise ConfigError(
-            "[training] tensorboard = true, but the package is not installed: "
-            "pip install 'sae-kernels[tensorboard]'"
+            "[training] tensorboard = true, but the package is not installed: pip install 'sae-kernels[tensorboard]'"
         ) from None
     info = plugins().infos.get("tensorboard")
     if info is None or info.status != "loaded":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ Configure = Callable[..., Config]
 
 
 @pytest.fixture(autouse=True)
-def _small(one_thread: None) -> None:
-    """See `one_thread`."""
+def _small(one_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One thread, and no waiting for the disk: only a power cut could tell."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
 @pytest.fixture(scope="session")

@@ -56,12 +56,8 @@ def flip(path: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", [truncate, flip, Path.unlink])
-@pytest.mark.parametrize(
-    "name", ["coder/weights.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]
-)
-def test_a_damaged_newest_is_reported_and_the_one_before_used(
-    done: Run, configure: Any, name: str, spoil: Any
-) -> None:
+@pytest.mark.parametrize("name", ["coder/weights.safetensors", "optimizer.safetensors", "state.json", "manifest.json"])
+def test_a_damaged_newest_is_reported_and_the_one_before_used(done: Run, configure: Any, name: str, spoil: Any) -> None:
     spoil(done.checkpoints / "step_00000012" / name)
     if (name, spoil) == ("manifest.json", flip):
         return  # half a chance that it hits white space
@@ -115,9 +111,7 @@ def test_a_coder_without_checkpoints_is_not_overwritten(done: Run, configure: An
 
 
 @pytest.mark.parametrize("writer", ["save_file", "formats.save", "manifest.write"])
-def test_a_full_disk_leaves_the_last_good_one(
-    configure: Any, monkeypatch: pytest.MonkeyPatch, writer: str
-) -> None:
+def test_a_full_disk_leaves_the_last_good_one(configure: Any, monkeypatch: pytest.MonkeyPatch, writer: str) -> None:
     real = {
         "save_file": checkpoint.save_file,
         "formats.save": checkpoint.formats.save,
@@ -195,7 +189,5 @@ def test_metrics_that_cannot_be_written(configure: Any, monkeypatch: pytest.Monk
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("sae_kernels.train.log.MetricsLog.write", full)
-    with pytest.raises(
-        CheckpointError, match=r"metrics.jsonl could not be written: No space left.*step_00000005"
-    ):
+    with pytest.raises(CheckpointError, match=r"metrics.jsonl could not be written: No space left.*step_00000005"):
         train(configure(), progress=False)

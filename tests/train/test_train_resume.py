@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
+import torch
+from torch import Tensor
 
+from sae_kernels import hookimpl
+from sae_kernels.architectures.topk import TopKCoder
+from sae_kernels.plugins import plugins
 from sae_kernels.train import Config, train, trainer
 from sae_kernels.train.run import Run
 
@@ -24,6 +31,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from sae_kernels.train import Config, train
+os.fsync = lambda handle: None  # a kill is no power cut, and disks are slow
 config, seed = Config.from_dict(json.loads(sys.argv[1])), int(sys.argv[2])
 chance = random.Random(seed)
 
@@ -73,8 +81,7 @@ def result(directory: Path) -> dict[str, Any]:
         str(path.relative_to(directory)): path.read_bytes()
         for path in sorted(directory.rglob("*"))
         if path.is_file()
-        and path.name
-        in ("weights.safetensors", "optimizer.safetensors", "counters.safetensors", "state.json")
+        and path.name in ("weights.safetensors", "optimizer.safetensors", "counters.safetensors", "state.json")
     }
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
@@ -122,9 +129,10 @@ def test_a_signal_is_a_checkpoint_and_a_clean_end(
     number: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from sae_kernels import hookimpl
-    from sae_kernels.plugins import plugins
+    def noisy(self: TopKCoder, x: Tensor) -> Tensor:  # random states matter too
+        return x + torch.randn_like(x) * random.random() * numpy.random.rand() - self.b_dec
 
+    monkeypatch.setattr(TopKCoder, "encoder_input", noisy)
     monkeypatch.setattr(Signal, "sae_kernels_train_step", hookimpl(Signal.sae_kernels_train_step))
     handler = signal.getsignal(number)
     plugins().register(Signal(number, 8), "signal")

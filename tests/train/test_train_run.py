@@ -70,9 +70,18 @@ def test_precisions(configure: Any, changed: dict[str, Any]) -> None:
     assert run.metrics["fvu"] < 1.5
 
 
-def test_the_seed_decides_and_random_states_are_given_back(
-    configure: Any, tables: Tables, tmp_path: Path
-) -> None:
+def test_the_smallest_there_is(tables: Tables, tmp_path: Path) -> None:
+    from sae_kernels.adapters import write_shard
+
+    write_shard(tmp_path / "one.safetensors", torch.ones(1, 1))
+    tables["activations"] = {"adapter": "tensors", "path": str(tmp_path / "one.safetensors"), "split": "all"}
+    tables["coder"].update(d_sae=1, k=1)
+    run = train(Config.from_dict({**tables, "training": {"tokens": 3, "batch_size": 1, "lr": 1e-3}}), progress=False)
+    assert (run.step, run.metrics["l0"] <= 1) == (3, True)
+    assert json.loads((run.directory / "run.json").read_text())["metrics"]["fvu"] is None  # no variance
+
+
+def test_the_seed_decides_and_random_states_are_given_back(configure: Any, tables: Tables, tmp_path: Path) -> None:
     before = torch.get_rng_state(), numpy.random.get_state()[1].tolist(), random.getstate()
     first = train(configure(), progress=False).coder.W_enc.clone()
     assert torch.equal(torch.get_rng_state(), before[0])
@@ -150,15 +159,11 @@ def test_activations_that_are_not_finite_are_counted(tables: Tables, tmp_path: P
     x[7, 3] = float("inf")
     write_shard(tmp_path / "bad.safetensors", x)
     tables["activations"] = {"adapter": "tensors", "path": str(tmp_path / "bad.safetensors"), "split": "all"}
-    with pytest.raises(
-        TrainingError, match=r"step 1: .*; 1 values of the batch's input are not finite; no checkpoint"
-    ):
+    with pytest.raises(TrainingError, match=r"step 1: .*; 1 values of the batch's input are not finite; no checkpoint"):
         train(Config.from_dict(tables), progress=False)
 
 
-def test_weights_that_are_not_finite_are_never_a_checkpoint(
-    configure: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_that_are_not_finite_are_never_a_checkpoint(configure: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from sae_kernels.architectures.topk import TopKCoder
 
     monkeypatch.setattr(TopKCoder, "after_step", lambda self: self.b_enc.data.fill_(float("nan")))

@@ -16,9 +16,7 @@ scalars = pytest.importorskip("tensorboard.backend.event_processing.event_accumu
 
 def read(directory: Any) -> dict[str, list[tuple[int, float]]]:
     events = scalars.EventAccumulator(str(directory / "tensorboard")).Reload()
-    return {
-        tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]
-    }
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
 def test_nothing_unless_asked(configure: Any) -> None:
