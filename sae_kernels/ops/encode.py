@@ -79,7 +79,10 @@ def normal(selection: Any, W_enc: Tensor) -> tuple[Selection, ...]:
     normal: list[Selection] = []
     for each in given:
         if not isinstance(each, (TopK, Threshold, BatchTopK)):
-            each = TopK(each)  # an int k; anything else is refused there
+            if not isinstance(each, (int, float)):
+                kind = type(each).__name__
+                raise ArgumentError(f"encode: selection is a {kind}, expected TopK, Threshold, BatchTopK or an int k")
+            each = TopK(each)  # pyright: ignore[reportArgumentType]  refuses what is no positive integer
         if isinstance(each, (TopK, BatchTopK)):
             _checks.k_fits("encode", each.k, d_sae)
         extra = each.among if isinstance(each, TopK) else each.theta if isinstance(each, Threshold) else None
