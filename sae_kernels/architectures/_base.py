@@ -31,6 +31,18 @@ class CoderConfig:
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ConfigError(f"{name} = {value!r}, expected a positive integer")
 
+    def require_bool(self, name: str) -> None:
+        """ConfigError unless the field is True or False."""
+        if not isinstance(getattr(self, name), bool):
+            raise ConfigError(f"{name} = {getattr(self, name)!r}, expected true or false")
+
+    def require_not_negative(self, name: str) -> None:
+        """ConfigError unless the field is a finite number ≥ 0."""
+        value = getattr(self, name)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not (number and 0 <= value < float("inf")):
+            raise ConfigError(f"{name} = {value!r}, expected a number >= 0")
+
     def require_k(self, name: str = "k") -> None:
         """ConfigError unless 1 ≤ k ≤ d_sae."""
         self.require_positive(name)
@@ -142,6 +154,12 @@ class SparseCoder(nn.Module):
 
     def after_step(self) -> None:
         """After the optimiser: a place to renormalise."""
+
+    def check_input(self, x: Tensor) -> Tensor:
+        """x itself; ShapeError unless (…, d_in), so that nothing is broadcast to fit."""
+        if x.dim() < 1 or x.shape[-1] != self.d_in:
+            raise ShapeError(f"{type(self).__name__}: x is {describe(x)}, expected (…, {self.d_in})")
+        return x
 
     def check_target(self, x: Tensor, target: Tensor | None) -> Tensor:
         """The target of x, x itself if None; ShapeError unless (…, d_out) with x's leading shape."""

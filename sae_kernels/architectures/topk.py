@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from ..codes import SparseCodes
-from ..errors import ConfigError
 from ..ops import TopK, encode
 from ._base import CoderConfig, Loss, SparseCoder, unit_rows
 from ._topk_loss import auxk, fvu
@@ -30,8 +29,8 @@ class TopKConfig(CoderConfig):
         self.require_k()
         if self.k_aux is not None:
             self.require_k("k_aux")
-        if not self.auxk_coefficient >= 0:
-            raise ConfigError(f"auxk_coefficient = {self.auxk_coefficient}, expected a number >= 0")
+        self.require_not_negative("auxk_coefficient")
+        self.require_bool("normalize_decoder")
 
     @property
     def aux_width(self) -> int:
@@ -66,7 +65,7 @@ class TopKCoder(SparseCoder):
 
     def encoder_input(self, x: Tensor) -> Tensor:
         """What W_enc is applied to: the input with the decoder's bias taken off."""
-        return x - self.b_dec
+        return self.check_input(x) - self.b_dec
 
     def encode(self, x: Tensor) -> SparseCodes:
         """x (…, d_in) → fixed-width codes (…, k)."""

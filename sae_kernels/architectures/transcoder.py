@@ -23,6 +23,7 @@ class TranscoderConfig(TopKConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.require_bool("skip")
         if self.d_target is not None:
             self.require_positive("d_target")
 
@@ -55,7 +56,7 @@ class Transcoder(TopKCoder):
 
     def encoder_input(self, x: Tensor) -> Tensor:
         """x itself: b_dec lives in the target's space."""
-        return x
+        return self.check_input(x)
 
     def reconstruct(self, codes: SparseCodes, x: Tensor) -> Tensor:
         """Decoded codes, plus W_skip x with a skip."""

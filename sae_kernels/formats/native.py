@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from ..architectures import SparseCoder, coder_class
-from ..errors import FormatError, SaeKernelsError
+from ..errors import FormatError, SaeKernelsError, describe
 from ..files import atomic_directory
 
 NAME = "sae_kernels"
@@ -66,6 +66,10 @@ def load(path: Path) -> SparseCoder:
         if tensors[name].shape != tensor.shape:
             found = tuple(tensors[name].shape)
             raise FormatError(f"{path / WEIGHTS}: tensor {name!r} has shape {found}, expected {tuple(tensor.shape)}")
+        if not tensors[name].dtype.is_floating_point:
+            raise FormatError(
+                f"{path / WEIGHTS}: tensor {name!r} is {describe(tensors[name])}, expected a floating dtype"
+            )
     for name in tensors:
         if name not in expected:
             raise FormatError(f"{path / WEIGHTS}: tensor {name!r} is none of {cls.__name__}'s: {', '.join(expected)}")
