@@ -72,7 +72,7 @@ def test_missing_keys_are_named() -> None:
 def test_an_unknown_architecture_names_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match="unknown architecture 'topkk': did you mean 'topk'"):
         sk.create("topkk", **GOOD)
-    with pytest.raises(UnknownNameError, match="known: .*topk.*transcoder"):
+    with pytest.raises(UnknownNameError, match=r"known: .*topk.*transcoder"):
         sk.create("zzzzzz", **GOOD)
 
 

@@ -124,7 +124,7 @@ def test_tensors_that_do_not_fit_the_configuration(saved: Path) -> None:
 
 def test_tensors_of_a_dtype_no_coder_has(saved: Path) -> None:
     rewrite(saved, W_dec=torch.ones(20, 8, dtype=torch.int32))
-    with pytest.raises(FormatError, match="tensor 'W_dec' is .*int32.*expected a floating dtype"):
+    with pytest.raises(FormatError, match=r"tensor 'W_dec' is .*int32.*expected a floating dtype"):
         sk.load(saved)
 
 
