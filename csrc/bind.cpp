@@ -1,5 +1,6 @@
 // The module `sae_kernels._cpu`: instruction sets, the plugins' capsule, and the ops of bind_*.cpp.
 #include "bind.h"
+#include "denormals.h"
 
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
@@ -32,6 +33,8 @@ NB_MODULE(_cpu, m) {
   m.def("kernels_capsule", [] { return nb::capsule(&active_kernels(), SAE_KERNELS_CAPSULE); },
         "The table of kernels.h, for native plugins.");
   m.def("want_huge_pages", &want_huge_pages, "Advice for a large fresh buffer, given as (address, bytes).");
+  m.def("flush_denormals", &flush_denormals, nb::call_guard<nb::gil_scoped_release>(),
+        "(flush, threads): denormals as zero on every thread of the team; returns the mode before.");
   bind::sparse_ops(m);
   bind::select_ops(m);
 }

@@ -46,14 +46,20 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """Yields a temporary directory to fill; on success it becomes `path`, taking the place of one that was there."""
+    """Yields a temporary directory to fill; on success it becomes `path`, on an error it is gone and `path` untouched.
+
+    One that was there is moved aside first and deleted last: a crash in between leaves it beside, as `.<name>.old.…`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                _sync_file(file)
+        for entry in temporary.rglob("*"):
+            if entry.is_file():
+                _sync_file(entry)
+            else:
+                _sync_directory(entry)
+        _sync_directory(temporary)
         temporary.chmod(0o777 & ~_umask())
         if path.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))

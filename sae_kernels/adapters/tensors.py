@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
-import os
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import AdapterError, DtypeError, FormatError, ShapeError, describe
+from ..files import atomic_file
 from ._checks import fraction, paths, positive
 from ._order import BlockOrder, Split, split_range
 from .base import ActivationBatch
@@ -146,7 +145,9 @@ def write_shard(path: str | Path, input: Tensor, target: Tensor | None = None) -
     copies = {
         name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()
     }
-    _write_atomically(Path(path), safetensors.torch.save(copies))
+    data = safetensors.torch.save(copies)
+    with atomic_file(Path(path)) as temporary:
+        temporary.write_bytes(data)
 
 
 def open_source(
@@ -206,20 +207,6 @@ def _open_shard(file: Path) -> tuple[Any, dict[str, tuple[torch.dtype, int]], in
         found = ", ".join(f"{name} ({n_rows[name]}, {d}) {dtype}" for name, (dtype, d) in shapes.items())
         raise FormatError(f"{file}: {found}; expected as many rows and one dtype")
     return handle, shapes, n_rows["input"]
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
 
 
 def _no_shards(path: object) -> list[Path]:

@@ -16,9 +16,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "example:\n  sae-kernels train topk.toml      # run it again after a crash: it resumes exactly"
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> int:
     """Train, then say where the result lies."""
     from ..train import load_config, train
 
     outcome = train(load_config(args.config), resume=not args.restart, progress=not args.quiet)
+    if outcome.outcome == "interrupted":
+        print(f"interrupted at step {outcome.step} of {outcome.total_steps}; the same command goes on from there")
+        return 130
     print(f"trained to step {outcome.step}: {outcome.directory / 'coder'}")
+    return 0

@@ -42,7 +42,10 @@ def save(coder: SparseCoder, path: Path) -> None:
         }
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         tensors = {name: tensor.detach().contiguous() for name, tensor in coder.state_dict().items()}
-        save_file(tensors, folder / WEIGHTS)
+        try:
+            save_file(tensors, folder / WEIGHTS)
+        except safetensors.SafetensorError as error:  # its word for a full disk, too
+            raise FormatError(f"{path}: the weights could not be written: {error}") from error
 
 
 def load(path: Path) -> SparseCoder:

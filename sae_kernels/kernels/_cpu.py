@@ -189,6 +189,14 @@ def call(name: str, *args: Any, codes: Codes | None = None, limit: int = 0) -> N
         _fail(name, code, position, value, codes, limit)
 
 
+def flush_denormals(flush: bool, threads: int) -> bool:
+    """Denormals as zero on the calling thread and `threads` - 1 OpenMP workers; returns the mode before."""
+    extension, reason = _load()
+    if extension is None:
+        raise BackendError(f"flush_denormals: {reason}")
+    return extension.flush_denormals(flush, threads)
+
+
 def ask(name: str, *args: int) -> int:
     """What C++ answers to a question about sizes."""
     extension, reason = _load()

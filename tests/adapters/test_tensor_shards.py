@@ -212,6 +212,7 @@ def test_a_failed_write_leaves_the_old_shard(tmp_path: Path, monkeypatch: pytest
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_folder_that_does_not_exist(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        write_shard(tmp_path / "nowhere" / "x.safetensors", numbered(0, 4))
+def test_missing_folders_are_made(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "x.safetensors"
+    write_shard(path, numbered(0, 4))
+    assert len(TensorActivations(path, shuffle=False).block(0)) == 4
