@@ -209,7 +209,9 @@ for bad, error in (
     (2**40, f"k = {2**40}, expected 1 <= k <= "),
 ):
     for where, call in k(bad):
-        CASES[f"k = {bad!r} of {where}"] = (call, ArgumentError, error)
+        no_selection = where == "int" and not isinstance(bad, (int, float))
+        words = f"selection is a {type(bad).__name__}, expected TopK, Threshold, BatchTopK or an int k"
+        CASES[f"k = {bad!r} of {where}"] = (call, ArgumentError, words if no_selection else error)
 
 
 @pytest.mark.parametrize("name", CASES)

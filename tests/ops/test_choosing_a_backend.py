@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import sae_kernels as sk
-from sae_kernels import registry
 from bench import cases
+from sae_kernels import registry
 from sae_kernels.errors import BackendError, UnknownNameError
 from sae_kernels.kernels import OPS
 from sae_kernels.plugins import plugins
