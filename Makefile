@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PLUGINS := $(wildcard plugins/*/)
 SOURCES := $(shell find csrc -type f 2>/dev/null) CMakeLists.txt pyproject.toml constraints.txt
 
 .PHONY: demo test check bench clean
@@ -29,8 +30,10 @@ $(VENV)/.installed: $(SOURCES)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e ".[train]"
 	touch $@
 
-$(VENV)/.developing: $(VENV)/.installed
+$(VENV)/.developing: $(VENV)/.installed $(shell find plugins -name '*.py' -o -name '*.cpp' -o -name '*.toml')
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "setuptools>=77" "pybind11>=2.13"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps $(PLUGINS)
 	touch $@
 
 clean:

@@ -153,9 +153,7 @@ def pointers(tensor: Tensor) -> tuple[int, int, int, int]:
 class Codes:
     """Checked codes: holds the tensors C++ reads, `args` is how they are passed."""
 
-    def __init__(
-        self, values: Tensor | None, indices: Tensor, offsets: Tensor | None, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, values: Tensor | None, indices: Tensor, offsets: Tensor | None, dtype: torch.dtype) -> None:
         shape = indices.shape
         if len(shape) != (2 if offsets is None else 1):
             raise ShapeError(f"indices are {describe(indices)}, expected (N, k), or (nnz,) with offsets")
@@ -191,14 +189,11 @@ def call(name: str, *args: Any, codes: Codes | None = None, limit: int = 0) -> N
 
 def flush_denormals(flush: bool, threads: int) -> bool:
     """Denormals as zero on the calling thread and `threads` - 1 OpenMP workers; returns the mode before."""
-    extension, reason = _load()
-    if extension is None:
-        raise BackendError(f"flush_denormals: {reason}")
-    return extension.flush_denormals(flush, threads)
+    return ask("flush_denormals", flush, threads)
 
 
-def ask(name: str, *args: int) -> int:
-    """What C++ answers to a question about sizes."""
+def ask(name: str, *args: int) -> Any:
+    """What C++ answers to a question that is no computation: sizes, the capsule."""
     extension, reason = _load()
     if extension is None:
         raise BackendError(f"{name}: {reason}")

@@ -36,6 +36,4 @@ def run(
     _cpu.writable(best_values, (d_sae, best), torch.float32, "best_values")
     _cpu.writable(best_tokens, (d_sae, best), torch.int64, "best_tokens")
     lists = (best_values.data_ptr(), best_tokens.data_ptr(), d_sae, best)
-    _cpu.call(
-        "latent_topn", _cpu.dtype_code(values), *codes.args, *lists, first_token, codes=codes, limit=d_sae
-    )
+    _cpu.call("latent_topn", _cpu.dtype_code(values), *codes.args, *lists, first_token, codes=codes, limit=d_sae)

@@ -19,9 +19,7 @@ def _starts(counts: Tensor) -> Tensor:
     return counts.cumsum(0) - counts
 
 
-def _piece(
-    row: int, scores: Tensor, bias: Tensor | None, theta: Tensor, first: int, dtype: torch.dtype
-) -> _Piece:
+def _piece(row: int, scores: Tensor, bias: Tensor | None, theta: Tensor, first: int, dtype: torch.dtype) -> _Piece:
     """What stays of a chunk."""
     counts = torch.empty(scores.shape[0], dtype=torch.int64)
     step = theta.dim()  # 0-d: one for all latents

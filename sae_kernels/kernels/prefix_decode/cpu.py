@@ -7,9 +7,7 @@ from torch import Tensor
 from .. import _cpu
 
 
-def why_not(
-    values: Tensor, indices: Tensor, offsets: Tensor | None, W: Tensor, prefixes: list[int]
-) -> str | None:
+def why_not(values: Tensor, indices: Tensor, offsets: Tensor | None, W: Tensor, prefixes: list[int]) -> str | None:
     """None, or why the C++ kernel declines."""
     return _cpu.why_not(values, W)
 
