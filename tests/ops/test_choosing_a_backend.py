@@ -58,7 +58,9 @@ def test_the_highest_priority_that_would_run_is_chosen(stranger: None, codes: sk
     assert CALLS == ["eager"]
     told = sk.explain("decode", codes, W)
     assert told.chosen == "eager"
-    assert [c.backend for c in told.candidates] == ["gone", "shy", "eager", "cpu", "reference"]
+    names = [candidate.backend for candidate in told.candidates]
+    assert names[:3] == ["gone", "shy", "eager"]
+    assert names.index("cpu") < names.index("reference")
     assert told.candidates[1].reason == "it is shy"
     assert "cannot be imported" in (told.candidates[0].reason or "")
 
