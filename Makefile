@@ -26,7 +26,7 @@ bench: $(VENV)/.developing
 $(VENV)/.installed: $(SOURCES)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or later is needed, found {sys.version}")'
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch numpy "scikit-build-core>=0.10" "nanobind>=2.4" ninja
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch numpy "scikit-build-core>=0.10" "nanobind>=2.4" cmake ninja
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e ".[train]"
 	touch $@
 
