@@ -50,6 +50,4 @@ def need(package: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name != package.partition(".")[0]:  # installed, but broken: its own message says more
             raise
-        raise AdapterError(
-            f"the package {error.name!r} is not installed: pip install 'sae-kernels[train]'"
-        ) from None
+        raise AdapterError(f"the package {error.name!r} is not installed: pip install 'sae-kernels[train]'") from None

@@ -45,9 +45,7 @@ class HookPoint:
         if isinstance(text, HookPoint):
             return text
         if not isinstance(text, str) or not text:
-            raise ArgumentError(
-                f"hook point {text!r}: expected 'module.name', optionally with ':in' or ':out'"
-            )
+            raise ArgumentError(f"hook point {text!r}: expected 'module.name', optionally with ':in' or ':out'")
         module, colon, side = text.partition(":")
         return cls(module, side if colon else "out")
 
@@ -172,9 +170,7 @@ def _watch(
         def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             slot = slots.first_output(output)
             if slot is None:
-                raise AdapterError(
-                    f"hook point '{point}': returned {type(output).__name__} without a tensor in it"
-                )
+                raise AdapterError(f"hook point '{point}': returned {type(output).__name__} without a tensor in it")
             new = look(point, slots.get_output(output, slot))
             return None if new is None else slots.set_output(output, slot, new)
 
@@ -183,9 +179,7 @@ def _watch(
 
 def _check_replacement(point: HookPoint, old: Tensor, new: object) -> None:
     if not isinstance(new, Tensor):
-        raise AdapterError(
-            f"hook point '{point}': replacement {type(new).__name__}, expected {describe(old)}"
-        )
+        raise AdapterError(f"hook point '{point}': replacement {type(new).__name__}, expected {describe(old)}")
     for attribute, error in (("shape", ShapeError), ("dtype", DtypeError), ("device", DeviceError)):
         if getattr(new, attribute) != getattr(old, attribute):
             raise error(f"hook point '{point}': replacement {describe(new)}, expected {describe(old)}")

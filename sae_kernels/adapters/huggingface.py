@@ -65,13 +65,9 @@ class HuggingFaceModel:
                     name, dtype=dtype, output_loading_info=True, **options
                 )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # files missing or foreign
-            raise AdapterError(
-                f"model {name!r} can't be opened as a causal language model: {error}"
-            ) from error
+            raise AdapterError(f"model {name!r} can't be opened as a causal language model: {error}") from error
         if missing := sorted(loading["missing_keys"]):  # transformers fills them at random
-            raise AdapterError(
-                f"model {name!r}: weights without {len(missing)} tensors: {', '.join(missing[:5])}"
-            )
+            raise AdapterError(f"model {name!r}: weights without {len(missing)} tensors: {', '.join(missing[:5])}")
         return cls(module.to(device), tokenizer)
 
     def tokenize(self, text: str) -> Tensor:
@@ -215,9 +211,7 @@ def open_source(
 def _sample(logits: Tensor, temperature: float, random: torch.Generator) -> Tensor:
     if temperature == 0:
         return logits.argmax()
-    return torch.multinomial(
-        torch.softmax((logits - logits.max()) / temperature, dim=-1), 1, generator=random
-    )[0]
+    return torch.multinomial(torch.softmax((logits - logits.max()) / temperature, dim=-1), 1, generator=random)[0]
 
 
 @contextmanager

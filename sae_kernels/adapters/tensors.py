@@ -142,9 +142,7 @@ def write_shard(path: str | Path, input: Tensor, target: Tensor | None = None) -
         if tensor.dtype != input.dtype or tensor.dtype not in _DTYPES.values():
             raise DtypeError(f"{name} {describe(tensor)}, expected one floating dtype for all tensors")
     # cloned, because safetensors refuses tensors that share memory
-    copies = {
-        name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()
-    }
+    copies = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
     data = safetensors.torch.save(copies)
     with atomic_file(Path(path)) as temporary:
         temporary.write_bytes(data)
@@ -191,9 +189,7 @@ def _open_shard(file: Path) -> tuple[Any, dict[str, tuple[torch.dtype, int]], in
         raise FormatError(f"{file}: not a complete safetensors file ({error})") from None
     names = set(handle.keys())
     if names not in ({"input"}, {"input", "target"}):
-        raise FormatError(
-            f"{file}: tensors {sorted(names)}, expected 'input' and, for a transcoder, 'target'"
-        )
+        raise FormatError(f"{file}: tensors {sorted(names)}, expected 'input' and, for a transcoder, 'target'")
     shapes, n_rows = {}, {}
     for name in sorted(names):
         view = handle.get_slice(name)

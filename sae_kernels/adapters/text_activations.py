@@ -33,9 +33,7 @@ def pack(
     prefix = [] if model.bos_id is None else [model.bos_id]
     body = context_length - len(prefix)
     if body < 1:
-        raise ArgumentError(
-            f"context_length = {context_length}, expected at least 2: one token begins the text"
-        )
+        raise ArgumentError(f"context_length = {context_length}, expected at least 2: one token begins the text")
     if model.max_context is not None and context_length > model.max_context:
         raise ArgumentError(f"context_length = {context_length}, the model takes at most {model.max_context}")
     separator = [i for i in (model.eos_id, model.bos_id) if i is not None][:1]

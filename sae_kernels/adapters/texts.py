@@ -65,7 +65,5 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, str]]:
             except (json.JSONDecodeError, TypeError, KeyError):
                 text = None
             if not isinstance(text, str):
-                raise AdapterError(
-                    f'{path}, line {number}: found {line.strip()[:60]!r}, expected {{"text": "…"}}'
-                )
+                raise AdapterError(f'{path}, line {number}: found {line.strip()[:60]!r}, expected {{"text": "…"}}')
             yield f"{path}:{number}", text

@@ -143,9 +143,7 @@ def _call(module: nn.Module, batch: Any) -> None:
     elif isinstance(batch, (tuple, list)):
         module(*batch)
     else:
-        raise AdapterError(
-            f"batch is {type(batch).__name__}, expected a tensor, a tuple or a mapping of module inputs"
-        )
+        raise AdapterError(f"batch is {type(batch).__name__}, expected a tensor, a tuple or a mapping of module inputs")
 
 
 def _rows(activation: Tensor, point: str) -> Tensor:

@@ -10,9 +10,11 @@ from ..ops import decode
 
 
 def variance(target: Tensor) -> Tensor:
-    """Σ ‖y − ȳ‖² over the batch, float32, never 0 (a constant batch would divide by it)."""
+    """Σ ‖y − ȳ‖² over the batch, float32. A batch that has none (one token, say) is measured against Σ ‖y‖² instead."""
     flat = target.reshape(-1, target.shape[-1]).float()
-    return (flat - flat.mean(0)).pow(2).sum().clamp_min(torch.finfo(torch.float32).tiny)
+    energy = flat.pow(2).sum()
+    spread = (flat - flat.mean(0)).pow(2).sum()
+    return torch.where(spread > 1e-6 * energy, spread, energy).clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def fvu(reconstruction: Tensor, target: Tensor) -> Tensor:

@@ -17,7 +17,5 @@ def sae_kernels_metrics() -> Iterable[Metric]:
         Metric("mse", "squared error per token and feature", "sae_kernels.evaluate.fidelity:Mse"),
         Metric("cosine", "mean cosine of target and reconstruction", "sae_kernels.evaluate.fidelity:Cosine"),
         Metric("relative_norm", "length of the reconstruction", "sae_kernels.evaluate.fidelity:RelativeNorm"),
-        Metric(
-            "density", "how often latents fire, and which never do", "sae_kernels.evaluate.sparsity:Density"
-        ),
+        Metric("density", "how often latents fire, and which never do", "sae_kernels.evaluate.sparsity:Density"),
     ]

@@ -53,9 +53,7 @@ class Cosine:
 
     def update(self, batch: EvalBatch) -> None:
         """Add a batch."""
-        self.total += float(
-            functional.cosine_similarity(batch.target64, batch.reconstruction64, dim=-1).sum()
-        )
+        self.total += float(functional.cosine_similarity(batch.target64, batch.reconstruction64, dim=-1).sum())
         self.tokens += len(batch)
 
     def result(self) -> dict[str, float]:

@@ -21,9 +21,7 @@ _METRICS = {
     "explained_variance": _Line("explained variance", "{:.1%}", "higher", "1 - FVU"),
     "mse": _Line("MSE", "{:.4g}", "lower", "squared error a token and feature"),
     "cosine": _Line("cosine", "{:.4f}", "higher", "direction of the reconstruction: 1 right"),
-    "relative_norm": _Line(
-        "relative norm", "{:.4f}", "near 1", "length of the reconstruction: below 1 too short"
-    ),
+    "relative_norm": _Line("relative norm", "{:.4f}", "near 1", "length of the reconstruction: below 1 too short"),
     "dead_fraction": _Line("dead latents", "{:.1%}", "lower", "never fired in {window} tokens"),
     "dense_fraction": _Line("dense latents", "{:.1%}", "lower", "fired on over 10 % of the tokens"),
 }
@@ -31,9 +29,7 @@ _LANGUAGE = {
     "ce_orig": _Line("CE, model as it is", "{:.4f}", "", "nats a token"),
     "ce_sae": _Line("CE, reconstruction", "{:.4f}", "lower", "with the coder's output in its place"),
     "ce_ablated": _Line("CE, ablated", "{:.4f}", "", "with {ablation} in its place"),
-    "ce_recovered": _Line(
-        "CE recovered", "{:.1%}", "higher", "100 % as good as the model, 0 % as the ablation"
-    ),
+    "ce_recovered": _Line("CE recovered", "{:.1%}", "higher", "100 % as good as the model, 0 % as the ablation"),
     "kl_sae": _Line("KL, reconstruction", "{:.4f}", "lower", "nats a token, from the model as it is"),
     "kl_ablated": _Line("KL, ablated", "{:.4f}", "", ""),
     "kl_recovered": _Line("KL recovered", "{:.1%}", "higher", "the same in terms of KL"),
@@ -93,9 +89,7 @@ def _histogram(histogram: Mapping[str, Any]) -> list[str]:
     top = max(counts)
     bars = "".join(" ▁▂▃▄▅▆▇█"[-(-8 * count // top)] for count in counts[first : last + 1])
     low, high = (f"{100 * 10**edge:.2g} %" for edge in (edges[first], edges[last + 1]))
-    return [
-        f"  {'firing densities':<20} {bars:>10}          latents that fire on {low} … {high} of the tokens"
-    ]
+    return [f"  {'firing densities':<20} {bars:>10}          latents that fire on {low} … {high} of the tokens"]
 
 
 def _points(model: Mapping[str, Any]) -> str:

@@ -86,7 +86,5 @@ def _activations_table(path: Path) -> dict[str, Any]:
         if not isinstance(table["adapter"], str):
             raise TypeError
     except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError):
-        raise FormatError(
-            f"{path / CONFIG}: expected JSON with a table `activations` that names its adapter"
-        ) from None
+        raise FormatError(f"{path / CONFIG}: expected JSON with a table `activations` that names its adapter") from None
     return table

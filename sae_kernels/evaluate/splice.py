@@ -40,9 +40,7 @@ def with_coder(coder: SparseCoder, hook_in: str, hook_out: str) -> Run:
             return replace(look(activation))
 
         one_point = HookPoint.parse(hook_in) == HookPoint.parse(hook_out)
-        replacements: dict[str, Replace] = (
-            {hook_in: both} if one_point else {hook_in: look, hook_out: replace}
-        )
+        replacements: dict[str, Replace] = {hook_in: both} if one_point else {hook_in: look, hook_out: replace}
         with model.intervene(replacements):
             return model.logits(ids)
 
@@ -76,7 +74,6 @@ def _flat(activation: Tensor, keep: Tensor, point: str) -> tuple[Tensor, Tensor]
     flat = activation.reshape(-1, activation.shape[-1])
     if len(flat) != keep.numel():
         raise AdapterError(
-            f"hook point {point!r}: {describe(activation)} for {tuple(keep.shape)} tokens, "
-            "expected one row per token"
+            f"hook point {point!r}: {describe(activation)} for {tuple(keep.shape)} tokens, expected one row per token"
         )
     return flat, keep.flatten().to(flat.device)

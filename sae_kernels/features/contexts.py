@@ -66,9 +66,7 @@ def contexts(
         ids = source.sequences[sequence].cpu().long()
         start, stop = _window(ids, position, width, source.model)
         shown |= {(sequence, at) for at in range(start, stop)}
-        found.append(
-            Context(value, *_texts(source.model, ids[start:stop], position - start), sequence, position)
-        )
+        found.append(Context(value, *_texts(source.model, ids[start:stop], position - start), sequence, position))
     return found
 
 

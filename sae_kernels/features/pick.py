@@ -10,9 +10,7 @@ from ..evaluate.stream import check_count
 from .table import FeatureTable
 
 
-def interesting(
-    table: FeatureTable, n: int = 10, *, min_firings: int = 5, max_density: float = 0.02
-) -> list[int]:
+def interesting(table: FeatureTable, n: int = 10, *, min_firings: int = 5, max_density: float = 0.02) -> list[int]:
     """At most n latents, best first: neither dead nor dense, strong, peaky, and unlike one another.
 
     Of the latents that fired at least `min_firings` times, on at most `max_density` of the tokens, each is

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ..errors import ShapeError, describe
+
 SCORES = 4 << 20  # elements
 UPCAST = 2 << 20
 ROWS, COLS = 4096, 8192
@@ -66,6 +68,20 @@ class PreActs:
                 W = self._W[: W.shape[0]].copy_(W)
             out = self._scores[: padded * W.shape[0]].view(padded, W.shape[0])
             yield first, torch.mm(x, W.mT, out=out)[:rows]
+
+
+def check(x: Tensor, W: Tensor, b: Tensor | None, k: int = 0, **per_latent: Tensor | None) -> None:
+    """What C++ cannot see for itself: every per-latent array it is handed the address of is (M,), and k ≤ M.
+
+    `linear_*` are torch ops, callable by anyone: an array one element short would be read beyond its end.
+    """
+    if x.dim() != 2 or W.dim() != 2 or x.shape[1] != W.shape[1]:
+        raise ShapeError(f"x is {describe(x)}, W is {describe(W)}, expected (N, d) and (M, d)")
+    for name, tensor in {"b": b, **per_latent}.items():
+        if tensor is not None and tensor.shape != W.shape[:1]:
+            raise ShapeError(f"{name} is {describe(tensor)}, expected ({W.shape[0]},)")
+    if not 0 <= k <= W.shape[0]:
+        raise ShapeError(f"k = {k}, expected 0 <= k <= {W.shape[0]}")
 
 
 def bias_of(b: Tensor | None, first: int, cols: int) -> Tensor | None:

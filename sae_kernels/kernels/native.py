@@ -1,7 +1,7 @@
 """For native plugins: the C ABI of the CPU kernels, without libtorch and without nanobind.
 
-A plugin compiled with pybind11, say, includes `sae_kernels/kernels.h` from `get_include()`, takes the capsule, and calls
-the kernels of the instruction set in use through one versioned table of pointers.
+A plugin compiled with pybind11, say, includes `sae_kernels/kernels.h` from `get_include()`, takes the capsule, and
+calls the kernels of the instruction set in use through one versioned table of pointers.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from ._checks import linear
 from .decode import check as check_decode
 from .encode import normal, ragged_call, top_k_call
 from .selections import TopK
+from .topk import check as check_topk
 
 
 def explain(what: str, *args: Any, backend: str = "") -> Explanation:
@@ -36,6 +37,8 @@ def explain(what: str, *args: Any, backend: str = "") -> Explanation:
         op, call = _encode_call(*args)
     elif what == "decode":
         op, call = _decode_call(*args)
+    elif what == "topk":
+        op, call = _topk_call(*args)
     elif what in OPS:
         op, call = what, args
     else:
@@ -58,6 +61,10 @@ def _decode_call(codes: Any, W_dec: Tensor, b_dec: Tensor | None = None) -> tupl
     values, W_dec, _ = check_decode("decode", codes, W_dec, b_dec)
     flat_values, indices, offsets = codes.with_values(values).flat()
     return "spmm", (flat_values, indices, offsets, W_dec)
+
+
+def _topk_call(scores: Tensor, k: int) -> tuple[str, tuple[Any, ...]]:
+    return "topk", check_topk(scores, k)
 
 
 def _explain_patch(module: Any) -> Explanation:

@@ -25,6 +25,14 @@ def topk(scores: Tensor, k: int, *, backend: str = "") -> tuple[Tensor, Tensor]:
     Raises:
         ArgumentError: k is no integer in 1 … M. ShapeError, DtypeError, BackendError as elsewhere.
     """
+    flat, _ = check(scores, k)
+    lead = tuple(scores.shape[:-1])
+    values, indices = torch.ops.sae_kernels.topk(flat, k, backend=backend)
+    return values.reshape(*lead, k), indices.reshape(*lead, k)
+
+
+def check(scores: Tensor, k: int) -> tuple[Tensor, int]:
+    """The boundary of a topk: (scores (N, M), k)."""
     _checks.floating("topk", scores=scores)
     _checks.positive_integer("k", k)
     if scores.dim() < 1:
@@ -32,7 +40,4 @@ def topk(scores: Tensor, k: int, *, backend: str = "") -> tuple[Tensor, Tensor]:
     if scores.shape[-1] >= 2**31:
         raise ShapeError(f"topk: {scores.shape[-1]} scores a row, indices are int32: expected fewer than 2**31")
     _checks.k_fits("topk", k, scores.shape[-1])
-    lead = tuple(scores.shape[:-1])
-    flat = scores.reshape(math.prod(lead), scores.shape[-1])
-    values, indices = torch.ops.sae_kernels.topk(flat, k, backend=backend)
-    return values.reshape(*lead, k), indices.reshape(*lead, k)
+    return scores.reshape(math.prod(scores.shape[:-1]), scores.shape[-1]), k

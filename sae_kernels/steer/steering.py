@@ -19,9 +19,7 @@ Points = str | tuple[str, str]
 
 
 @contextmanager
-def steer(
-    model: LanguageModel, coder: SparseCoder, points: Points, edits: Edit | Sequence[Edit]
-) -> Generator[None]:
+def steer(model: LanguageModel, coder: SparseCoder, points: Points, edits: Edit | Sequence[Edit]) -> Generator[None]:
     """Within the block, y → y + ŷ(edited codes) − ŷ(codes) at a hook point: the coder's error stays as it is.
 
         with steer(model, sae, "model.layers.3", Clamp.times_max(latent, table.max_activation[latent])):
@@ -93,10 +91,6 @@ def _edited(coder: SparseCoder, edits: list[Edit], y: Tensor, x: Tensor) -> Tens
 def _pair(points: Points) -> tuple[str, str]:
     if isinstance(points, str):
         return points, points
-    if (
-        isinstance(points, (tuple, list))
-        and len(points) == 2
-        and all(isinstance(point, str) for point in points)
-    ):
+    if isinstance(points, (tuple, list)) and len(points) == 2 and all(isinstance(point, str) for point in points):
         return points[0], points[1]
     raise ArgumentError(f"points = {points!r}, expected a hook point or a pair (hook_in, hook_out)")

@@ -24,9 +24,7 @@ Pair = namedtuple("Pair", ["hidden", "extra"])
 def model() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(
-        OrderedDict(
-            first=nn.Linear(4, 6), act=nn.ReLU(inplace=True), second=nn.Linear(6, 3), third=nn.Linear(3, 2)
-        )
+        OrderedDict(first=nn.Linear(4, 6), act=nn.ReLU(inplace=True), second=nn.Linear(6, 3), third=nn.Linear(3, 2))
     )
 
 
@@ -78,9 +76,7 @@ def test_unknown_module_names_the_nearest(model: nn.Module, x: Tensor) -> None:
 # Capture
 
 
-def test_captures_inputs_and_outputs_though_later_layers_work_in_place(
-    model: nn.Sequential, x: Tensor
-) -> None:
+def test_captures_inputs_and_outputs_though_later_layers_work_in_place(model: nn.Sequential, x: Tensor) -> None:
     with capture(model, ["first:in", "first", "second:in", "second:out"]) as seen:
         y = model(x)
     first = model.first(x)
@@ -190,9 +186,7 @@ def test_structures_are_kept(kind: str, x: Tensor) -> None:
     plain = module(x)
     assert type(out) is type(plain)
     values, before = (list(o.values()) if kind == "dict" else list(o) for o in (out, plain))
-    assert [v for v in values if not isinstance(v, Tensor)] == [
-        v for v in before if not isinstance(v, Tensor)
-    ]
+    assert [v for v in values if not isinstance(v, Tensor)] == [v for v in before if not isinstance(v, Tensor)]
 
 
 def test_no_tensor_to_be_found(x: Tensor) -> None:
@@ -250,9 +244,7 @@ def test_gradients_flow_through_a_replacement(model: nn.Module, x: Tensor) -> No
         (lambda a: None, AdapterError, "NoneType"),
     ],
 )
-def test_replacements_that_do_not_fit(
-    model: nn.Module, x: Tensor, replace: Any, error: type, words: str
-) -> None:
+def test_replacements_that_do_not_fit(model: nn.Module, x: Tensor, replace: Any, error: type, words: str) -> None:
     with pytest.raises(error, match=words), intervene(model, {"second": replace}):
         model(x)
     assert n_hooks(model) == 0

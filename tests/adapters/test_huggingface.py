@@ -59,9 +59,7 @@ def test_logits_and_activations(lm: HuggingFaceModel, ids: torch.Tensor) -> None
     assert not seen[MLP].requires_grad
 
 
-@pytest.mark.parametrize(
-    "point", [MLP, f"{MLP}:in", "model.layers.1", "model.layers.1.self_attn", "model", ":out"]
-)
+@pytest.mark.parametrize("point", [MLP, f"{MLP}:in", "model.layers.1", "model.layers.1.self_attn", "model", ":out"])
 def test_interventions(lm: HuggingFaceModel, ids: torch.Tensor, point: str) -> None:
     before = lm.logits(ids)
     with lm.intervene({point: torch.clone}):
@@ -146,9 +144,7 @@ def test_models_that_can_not_be_opened(tmp_path: Path, model_folder: Path) -> No
 
 def test_truncated_weights(tmp_path: Path, model_folder: Path) -> None:
     for file in model_folder.iterdir():
-        (tmp_path / file.name).write_bytes(
-            file.read_bytes()[: -100 if file.suffix == ".safetensors" else None]
-        )
+        (tmp_path / file.name).write_bytes(file.read_bytes()[: -100 if file.suffix == ".safetensors" else None])
     with pytest.raises(AdapterError, match="can't be opened"):
         HuggingFaceModel.load(tmp_path)
 
@@ -169,13 +165,9 @@ def test_weights_with_a_tensor_missing(tmp_path: Path, model_folder: Path) -> No
         HuggingFaceModel.load(tmp_path)
 
 
-def test_missing_transformers_says_what_to_install(
-    model_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_transformers_says_what_to_install(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(
-        AdapterError, match=r"'transformers' is not installed: pip install 'sae-kernels\[train\]'"
-    ):
+    with pytest.raises(AdapterError, match=r"'transformers' is not installed: pip install 'sae-kernels\[train\]'"):
         HuggingFaceModel.load(model_folder)
 
 
@@ -243,8 +235,7 @@ def test_an_epoch_has_every_token_that_is_not_special(lm: HuggingFaceModel, sequ
     source = TextActivations(lm, sequences, MLP, block_sequences=7, shuffle=True, epochs=2)
     n = (source.n_blocks or 0) // 2
     places = [
-        [tuple(p) for b in range(n) for p in torch.stack(_places(source, e * n + b), 1).tolist()]
-        for e in range(2)
+        [tuple(p) for b in range(n) for p in torch.stack(_places(source, e * n + b), 1).tolist()] for e in range(2)
     ]
     expected = (~torch.isin(sequences, torch.tensor([0, 1]))).nonzero().tolist()
     assert sorted(places[0]) == sorted(places[1]) == sorted(map(tuple, expected))
@@ -259,9 +250,7 @@ def _places(source: TextActivations, index: int) -> list[torch.Tensor]:
 
 
 def test_blocks_are_the_same_bits_whenever_asked(lm: HuggingFaceModel, sequences: torch.Tensor) -> None:
-    one, two = (
-        TextActivations(lm, sequences, MLP, block_sequences=4, shuffle=True, epochs=None) for _ in range(2)
-    )
+    one, two = (TextActivations(lm, sequences, MLP, block_sequences=4, shuffle=True, epochs=None) for _ in range(2))
     for index in (30, 0, 2):
         assert torch.equal(one.block(index).input, two.block(index).input)
     block = one.block(0)
@@ -322,9 +311,7 @@ def test_bad_options(model_folder: Path, options: dict[str, Any], words: str) ->
         open_source(**{**usual, **options})
 
 
-@pytest.mark.skipif(
-    not (DEMO_MODEL / "config.json").exists(), reason="the embedded model is not in this checkout"
-)
+@pytest.mark.skipif(not (DEMO_MODEL / "config.json").exists(), reason="the embedded model is not in this checkout")
 def test_the_embedded_model() -> None:
     model = HuggingFaceModel.load(DEMO_MODEL)
     ids = model.tokenize("def main():\n    return None\n")

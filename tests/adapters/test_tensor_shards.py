@@ -183,9 +183,7 @@ def test_bad_options(folder: Path, options: dict[str, Any], words: str) -> None:
         (torch.ones(3, 2, dtype=torch.int32), None, DtypeError),
     ],
 )
-def test_refuses_tensors_that_are_no_shard(
-    tmp_path: Path, input: Tensor, target: Tensor, error: type
-) -> None:
+def test_refuses_tensors_that_are_no_shard(tmp_path: Path, input: Tensor, target: Tensor, error: type) -> None:
     with pytest.raises(error, match="expected"):
         write_shard(tmp_path / "x.safetensors", input, target)
     assert not list(tmp_path.iterdir())

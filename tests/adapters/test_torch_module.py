@@ -60,9 +60,7 @@ def test_modes_and_hooks_are_left_as_found(mlp: Mlp, batches: list[Tensor]) -> N
     assert not mlp.down._forward_hooks
 
 
-@pytest.mark.parametrize(
-    "batch", [torch.ones(3, 4), (torch.ones(3, 4), 1.0), {"x": torch.ones(3, 4), "scale": 1.0}]
-)
+@pytest.mark.parametrize("batch", [torch.ones(3, 4), (torch.ones(3, 4), 1.0), {"x": torch.ones(3, 4), "scale": 1.0}])
 def test_kinds_of_batch(mlp: Mlp, batch: Any) -> None:
     assert torch.equal(ModuleActivations(mlp, [batch], "up:in").block(0).input, torch.ones(3, 4))
 
@@ -128,10 +126,7 @@ def test_open_source_splits_without_overlap() -> None:
     name = f"{__name__}:factory"
     train = open_source(factory=name, hook_in="up:in", epochs=1)
     heldout = open_source(factory=name, hook_in="up:in", split="heldout")
-    rows = [
-        {tuple(r) for i in range(s.n_blocks or 0) for r in s.block(i).input.tolist()}
-        for s in (train, heldout)
-    ]
+    rows = [{tuple(r) for i in range(s.n_blocks or 0) for r in s.block(i).input.tolist()} for s in (train, heldout)]
     assert [len(r) for r in rows] == [19 * 12, 12]
     assert not rows[0] & rows[1]
     assert open_source(factory=factory, hook_in="up").n_blocks is None

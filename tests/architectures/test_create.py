@@ -112,3 +112,14 @@ def test_a_subclass_must_define_encode_and_loss() -> None:
         bare.encode(torch.ones(1, 8))
     with pytest.raises(NotImplementedError, match="Bare must define loss"):
         bare.loss(torch.ones(1, 8))
+
+
+@pytest.mark.parametrize(
+    "x", [torch.ones(1, 4), torch.full((5, 4), 3.0), torch.zeros(2, 4)], ids=["one", "same", "zero"]
+)
+def test_a_batch_without_variance_has_a_sane_loss(x: torch.Tensor) -> None:
+    coder = sk.create("topk", d_in=4, d_sae=8, k=2, seed=0)
+    total = coder.loss(x).total
+    total.backward()
+    assert 0 <= total.item() < 10
+    assert all(bool(p.grad.isfinite().all()) for p in coder.parameters() if p.grad is not None)

@@ -53,9 +53,7 @@ def test_figures_are_those_of_the_dense_formulas(sae: sk.SparseCoder, rows: Rows
     y, r = rows.input.double(), sae(rows.input).double()
     metrics = found["metrics"]
     assert found["tokens"] == metrics["dead_window_tokens"] == 35
-    assert metrics["fvu"] == pytest.approx(
-        float((y - r).square().sum() / (y - y.mean(0)).square().sum()), rel=1e-6
-    )
+    assert metrics["fvu"] == pytest.approx(float((y - r).square().sum() / (y - y.mean(0)).square().sum()), rel=1e-6)
     assert metrics["mse"] == pytest.approx(float((y - r).square().mean()), rel=1e-6)
     assert metrics["l0"] == pytest.approx(float(sae.encode(rows.input).l0().double().mean()))
     assert metrics["dead_fraction"] == pytest.approx(float((~sae.encode(rows.input).fired()).double().mean()))
@@ -78,9 +76,7 @@ def test_a_transcoder_is_held_to_its_target() -> None:
 def test_max_tokens_cuts_inside_a_block(sae: sk.SparseCoder, rows: Rows) -> None:
     found = evaluate(sae, rows, max_tokens=17, batch_tokens=5)
     assert found["tokens"] == 17
-    assert found == evaluate(
-        sae, Rows(rows.input[:17], lengths=[17], n_blocks=1), max_tokens=None, batch_tokens=5
-    )
+    assert found == evaluate(sae, Rows(rows.input[:17], lengths=[17], n_blocks=1), max_tokens=None, batch_tokens=5)
 
 
 def test_an_endless_source_needs_an_end(sae: sk.SparseCoder, rows: Rows) -> None:

@@ -22,9 +22,7 @@ def run(tmp_path: Path) -> Path:
     """A run on shards, as training leaves it."""
     (tmp_path / "shards").mkdir()
     write_shard(tmp_path / "shards" / "0.safetensors", torch.randn(200, 8))
-    return make_run(
-        tmp_path / "run", {"adapter": "tensors", "path": str(tmp_path / "shards"), "epochs": 7}, 8
-    )
+    return make_run(tmp_path / "run", {"adapter": "tensors", "path": str(tmp_path / "shards"), "epochs": 7}, 8)
 
 
 def make_run(path: Path, activations: dict[str, Any], d_in: int) -> Path:

@@ -17,9 +17,7 @@ from sae_kernels.evaluate.sparsity import L0, Density
 D_SAE = 12
 
 
-def batches(
-    target: Tensor, reconstruction: Tensor, acts: Tensor | None = None, size: int = 7
-) -> list[EvalBatch]:
+def batches(target: Tensor, reconstruction: Tensor, acts: Tensor | None = None, size: int = 7) -> list[EvalBatch]:
     acts = torch.zeros(len(target), D_SAE) if acts is None else acts
     pieces = zip(target.split(size), reconstruction.split(size), acts.split(size), strict=True)
     return [EvalBatch(t, t, SparseCodes.from_dense(a), r) for t, r, a in pieces]
@@ -60,9 +58,7 @@ def test_a_constant_bias_counts() -> None:
     """The variant that centres the residual reads 0.75 here."""
     y = torch.randn(400, 5, dtype=torch.float64)
     y -= y.mean(0)
-    reconstruction = (
-        y / 2 + y.square().sum().div(400 * 5).sqrt()
-    )  # residual: half of y, and a bias as large as y
+    reconstruction = y / 2 + y.square().sum().div(400 * 5).sqrt()  # residual: half of y, and a bias as large as y
     error = reconstruction - y
     centred = 1 - (error - error.mean(0)).square().sum() / y.square().sum()
     assert float(centred) == pytest.approx(0.75)
@@ -128,9 +124,7 @@ def sparse_acts(n: int) -> Tensor:
 def test_sparsity_is_the_dense_count() -> None:
     acts = sparse_acts(500)
     nothing = torch.zeros(500, 2)
-    assert figures(L0, nothing, nothing, acts)["l0"] == pytest.approx(
-        float((acts != 0).sum(1).double().mean())
-    )
+    assert figures(L0, nothing, nothing, acts)["l0"] == pytest.approx(float((acts != 0).sum(1).double().mean()))
     found = figures(Density, nothing, nothing, acts)
     density = (acts != 0).double().mean(0)
     assert found["dead_fraction"] == pytest.approx(float((density == 0).double().mean()))

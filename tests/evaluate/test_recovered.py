@@ -59,9 +59,7 @@ class Mlp(Constant):
 
 
 @torch.no_grad()
-def dense_losses(
-    source: TextActivations, module: str, change: Callable[[Tensor], Tensor]
-) -> tuple[float, float]:
+def dense_losses(source: TextActivations, module: str, change: Callable[[Tensor], Tensor]) -> tuple[float, float]:
     """(CE, KL) with a plain PyTorch hook that changes the rows of tokens that are not special."""
     model, ids = source.model.module, source.sequences.long()
     special = torch.isin(ids, torch.tensor(sorted(source.model.special_ids)))

@@ -118,6 +118,4 @@ def test_formatted_for_the_terminal() -> None:
     assert lines[1].endswith("…")
     assert format_contexts([]) == ""
     assert "«⏎   »" in format_contexts([Context(1.0, "", "\n" + " " * 36, "", 0, 0)])
-    assert "·" in format_contexts([Context(1.0, "\x1b[31m", "a", "", 0, 0)]), (
-        "no escape sequence reaches the terminal"
-    )
+    assert "·" in format_contexts([Context(1.0, "\x1b[31m", "a", "", 0, 0)]), "no escape sequence reaches the terminal"

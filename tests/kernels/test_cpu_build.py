@@ -149,9 +149,7 @@ def test_out_of_range_indices_are_refused_and_named() -> None:
         spmm_t.run(torch.ones(2), torch.tensor([0, -1]).int(), torch.tensor([0, 2]), torch.ones(1, 3), 5)
 
 
-@pytest.mark.parametrize(
-    "offsets", [[0, 3, 2, 4], [1, 2, 3, 4], [0, 1, 2, 3], [0, 1, 2, 1 << 40], [0, -1, 2, 4]]
-)
+@pytest.mark.parametrize("offsets", [[0, 3, 2, 4], [1, 2, 3, 4], [0, 1, 2, 3], [0, 1, 2, 1 << 40], [0, -1, 2, 4]])
 def test_offsets_must_rise_from_0_to_nnz(offsets: list[int]) -> None:
     with pytest.raises(IndexRangeError, match="must rise from 0 to nnz = 4"):
         spmm.run(torch.ones(4), torch.zeros(4).int(), torch.tensor(offsets), torch.ones(2, 3))

@@ -30,9 +30,7 @@ def _needs_cpu(cpu: str) -> None: ...
 
 
 @pytest.fixture(params=["whole", "chunked"])
-def chunked(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, threads: Threads
-) -> Iterator[None]:
+def chunked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, threads: Threads) -> Iterator[None]:
     """The chunk sizes in use, and some that cut these small problems into pieces (too small for threads)."""
     with threads(1 if request.param == "chunked" else 2):
         if request.param == "chunked":

@@ -122,9 +122,7 @@ def test_transcoders(edits: list[Edit], ids: Tensor) -> None:
 
 @pytest.mark.parametrize("edits", [[], [Scale(3, 1.0)], [Ablate(0)], [Add(2, 0.0)]], ids=str)
 @pytest.mark.parametrize("make", [topk, Relu, Normed])
-def test_what_changes_nothing_changes_no_bit(
-    make: Callable[[], SparseCoder], edits: list[Edit], ids: Tensor
-) -> None:
+def test_what_changes_nothing_changes_no_bit(make: Callable[[], SparseCoder], edits: list[Edit], ids: Tensor) -> None:
     coder = make()
     with torch.no_grad():
         coder.b_enc[0] = -1e4  # never active, so that ablating it is nothing

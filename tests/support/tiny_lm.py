@@ -43,9 +43,7 @@ def tiny_lm() -> HuggingFaceModel:
         return HuggingFaceModel(transformers.LlamaForCausalLM(config), tokenizer)
 
 
-def tiny_source(
-    hook_in: str = LAYER, hook_out: str | None = None, context_length: int = 16
-) -> TextActivations:
+def tiny_source(hook_in: str = LAYER, hook_out: str | None = None, context_length: int = 16) -> TextActivations:
     """The model reading `TEXTS`; an eos stands inside one of the sequences."""
     model = tiny_lm()
     return TextActivations(model, pack(model, TEXTS, context_length), hook_in, hook_out, block_sequences=8)

@@ -1,4 +1,4 @@
-"""The plugin builds on the C ABI, agrees with the core, and refuses what it should. Skipped where it isn't installed."""
+"""The plugin builds on the C ABI, agrees with the core, and refuses what it should. Skipped unless installed."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import _cpu
-from .._pre_acts import PreActs, address, bias_of
+from .._pre_acts import PreActs, address, bias_of, check
 
 
 def why_not(x: Tensor, W: Tensor, b: Tensor | None, count: int, relu: bool) -> str | None:
@@ -20,6 +20,7 @@ def why_not(x: Tensor, W: Tensor, b: Tensor | None, count: int, relu: bool) -> s
 
 def run(x: Tensor, W: Tensor, b: Tensor | None, count: int, relu: bool) -> tuple[Tensor, Tensor, Tensor]:
     """See `sae_kernels.kernels.linear_batch_topk`."""
+    check(x, W, b)
     n = x.shape[0]
     values, indices = torch.empty(count, dtype=x.dtype), torch.empty(count, dtype=torch.int32)
     offsets = torch.zeros(n + 1, dtype=torch.int64)

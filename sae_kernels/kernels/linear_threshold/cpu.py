@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _cpu
-from .._pre_acts import PreActs, address, bias_of
+from .._pre_acts import PreActs, address, bias_of, check
 
 # (first row, entries of each row, values, indices) of one chunk, row after row
 _Piece = tuple[int, Tensor, Tensor, Tensor]
@@ -58,6 +58,7 @@ def why_not(x: Tensor, W: Tensor, b: Tensor | None, theta: Tensor) -> str | None
 
 def run(x: Tensor, W: Tensor, b: Tensor | None, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """See `sae_kernels.kernels.linear_threshold`."""
+    check(x, W, b, theta=theta if theta.dim() else None)
     theta = theta.detach().float().contiguous()
     chunks = PreActs(x, W)
     pieces = [

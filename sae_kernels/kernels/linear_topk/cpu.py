@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import _cpu
-from .._pre_acts import PreActs, address, bias_of
+from .._pre_acts import PreActs, address, bias_of, check
 
 CANDIDATES_BYTES = 16 << 20
 
@@ -57,6 +57,8 @@ def run(
     x: Tensor, W: Tensor, b: Tensor | None, ks: list[int], relus: list[bool], among: Sequence[Tensor | None]
 ) -> list[Tensor]:
     """See `sae_kernels.kernels.linear_topk`. Indices ascend within a row."""
+    for k, mask in zip(ks, among, strict=True):
+        check(x, W, b, k, among=None if mask is None or mask.numel() == 0 else mask)
     rooms = [_cpu.ask("running_topk_room", k) for k in ks]
     chunks = PreActs(x, W, CANDIDATES_BYTES // max(1, 8 * sum(rooms)))
     selections = [
