@@ -18,14 +18,17 @@ def show(**tensors: Tensor | None) -> str:
 
 def floating(op: str, **tensors: Tensor | None) -> None:
     """All given tensors share one floating dtype and one device, and are plain strided tensors."""
-    given = {name: tensor for name, tensor in tensors.items() if tensor is not None or name not in OPTIONAL}
-    for name, tensor in given.items():
+    given: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if tensor is None and name in OPTIONAL:
+            continue
         if not isinstance(tensor, Tensor):
             raise DtypeError(f"{op}: {name} is a {type(tensor).__name__}, expected a torch.Tensor")
         if tensor.layout != torch.strided:
             raise DtypeError(f"{op}: {name} has layout {tensor.layout}, expected a strided (dense) tensor")
         if tensor.dtype not in DTYPES:
             raise DtypeError(f"{op}: {name} is {describe(tensor)}, expected float32, bfloat16, float16 or float64")
+        given[name] = tensor
     first = next(iter(given.values()))
     if any(tensor.dtype != first.dtype for tensor in given.values()):
         raise DtypeError(f"{op}: one dtype expected (cast, or use torch.autocast)\n  {show(**given)}")
