@@ -28,7 +28,7 @@ from torch import Tensor
 
 from .. import formats
 from ..architectures import SparseCoder
-from ..errors import CheckpointError
+from ..errors import CheckpointError, FormatError
 from ..files import atomic_directory
 from . import manifest
 from .batches import Position
@@ -148,7 +148,7 @@ def reported(path: Path, root: Path) -> Iterator[None]:
     """Failures to write `path` as CheckpointError, with the newest checkpoint left under `root`."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, FormatError) as error:
         cause = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         last = found(root)
         left = f"the last good checkpoint is {last[-1]}" if last else "there is no earlier checkpoint"
