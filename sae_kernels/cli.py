@@ -5,53 +5,78 @@ from __future__ import annotations
 import argparse
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 
-from . import __version__, registry
+from . import __version__, registry, settings
 from .errors import PluginError, SaeKernelsError
+from .plugins import plugins
 from .specs import resolve
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line, with one subparser for each registered command."""
+    environment = [f"  {variable.name:22} {variable.meaning}" for variable in settings.VARIABLES.values()]
     top = argparse.ArgumentParser(
         prog="sae-kernels",
         description="Fast sparse autoencoders and transcoders: train, evaluate, measure.",
-        epilog="sae-kernels COMMAND --help shows an example of each.",
+        epilog="\n".join(["sae-kernels COMMAND --help shows an example of each.", "", "environment:", *environment]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     top.add_argument("--version", action="version", version=f"sae-kernels {__version__}")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
     subparsers = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for spec in registry.commands.all():
-        sub = subparsers.add_parser(
-            spec.name,
-            help=spec.summary,
-            description=spec.summary,
-            parents=[common],
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        sub.set_defaults(run=spec.run)
-        try:
-            resolve(spec.configure)(sub)
-        except Exception as error:  # a stranger's command must not take the others down
-            sub.set_defaults(run=_broken(spec.name, error))
+    for name in registry.commands.names():
+        _add(subparsers, name, common)
     return top
+
+
+def _add(subparsers: argparse._SubParsersAction, name: str, common: argparse.ArgumentParser) -> None:
+    """One subcommand. A stranger's that cannot be set up says so when it is used; the others work."""
+    broken: Callable[[argparse.Namespace], None] | None = None
+    summary = ""
+    configure: Callable[[argparse.ArgumentParser], None] = lambda sub: None  # noqa: E731
+    try:
+        spec = registry.commands.get(name)
+        run, summary, configure = spec.run, spec.summary, resolve(spec.configure)
+    except Exception as error:
+        run = broken = _broken(name, error)
+    sub = subparsers.add_parser(
+        name,
+        help=summary,
+        description=summary,
+        parents=[common],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    try:
+        configure(sub)
+    except Exception as error:
+        run = broken = _broken(name, error)
+    sub.set_defaults(run=broken or run)
 
 
 def _broken(name: str, error: Exception) -> Callable[[argparse.Namespace], None]:
     def run(args: argparse.Namespace) -> None:
-        owners = registry.commands.owners(name)
-        raise PluginError(
-            f"plugin {owners[0]!r} could not set the command up: {type(error).__name__}: {error}"
-        ) from error
+        if isinstance(error, PluginError):
+            raise error
+        owner = registry.commands.owners(name)[0]
+        raise PluginError(f"plugin {owner!r} could not set the command up: {type(error).__name__}: {error}") from error
 
     return run
+
+
+def _warn_in_one_line(message: Warning | str, *_: object) -> str:
+    return f"sae-kernels: warning: {message}\n"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 on success, 1 on an error of this package, 2 on wrong usage, 130 when interrupted."""
     args = parser().parse_args(argv)
+    if args.command != "plugins":
+        for name in plugins().failed():
+            print(f"sae-kernels: warning: plugin {name!r} failed, see sae-kernels plugins", file=sys.stderr)
+    before, warnings.formatwarning = warnings.formatwarning, _warn_in_one_line
     try:
         return resolve(args.run)(args) or 0
     except (SaeKernelsError, OSError) as error:
@@ -62,6 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"sae-kernels {args.command}: interrupted", file=sys.stderr)
         return 130
+    finally:
+        warnings.formatwarning = before
 
 
 if __name__ == "__main__":

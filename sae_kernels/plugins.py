@@ -18,9 +18,10 @@ from typing import Any, TypeVar
 import pluggy
 
 from . import hookspecs, settings
-from .errors import PluginError
+from .errors import PluginError, unknown
 
 ENTRY_POINT_GROUP = "sae_kernels"
+HOOK_PREFIX = "sae_kernels_"
 S = TypeVar("S")
 
 BUILTINS = {
@@ -83,6 +84,7 @@ class Plugins:
         """
         if self.manager.has_plugin(name):
             raise PluginError(f"two plugins are named {name!r}: from {self.infos[name].source} and from {source}")
+        _check_hooks(plugin, name, source)
         try:
             self.manager.register(plugin, name)
             self.manager.check_pending()
@@ -94,6 +96,10 @@ class Plugins:
         self.infos[name] = PluginInfo(name, source, "loaded", hooks=hooks)
         self.generation += 1
         return hooks
+
+    def failed(self) -> list[str]:
+        """Names of the plugins that did not load, or misbehaved since."""
+        return [name for name, info in self.infos.items() if info.status == "failed"]
 
     def unregister(self, name: str) -> None:
         """Take a plugin out again."""
@@ -133,6 +139,19 @@ class Plugins:
             warnings.warn(f"sae_kernels plugin {name!r}: {message}", RuntimeWarning, stacklevel=4)
         source = info.source if info else "?"
         self.infos[name] = PluginInfo(name, source, "failed", message, info.hooks if info else ())
+
+
+def _check_hooks(plugin: object, name: str, source: str) -> None:
+    """Refuse functions named like hooks that pluggy would pass over: misspelt, or without `hookimpl`."""
+    known = [hook for hook in vars(hookspecs) if hook.startswith(HOOK_PREFIX)]
+    for attribute in dir(plugin):
+        function = getattr(plugin, attribute, None)
+        if not attribute.startswith(HOOK_PREFIX) or not callable(function):
+            continue
+        if attribute not in known:
+            raise unknown(f"hook in plugin {name!r} from {source}:", attribute, known, PluginError)
+        if not hasattr(function, f"{hookspecs.PROJECT}_impl"):
+            raise PluginError(f"plugin {name!r} from {source}: {attribute} lacks the decorator @sae_kernels.hookimpl")
 
 
 @functools.cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Generic, TypeVar
 
-from .errors import PluginError, unknown
+from .errors import PluginError, UnknownNameError, unknown
 from .plugins import plugins
 from .specs import Adapter, Architecture, Command, Format, Kernel, Metric, Patch, Spec
 
@@ -36,8 +36,8 @@ class Registry(Generic[S]):
         return sorted(self._load())
 
     def all(self) -> list[S]:
-        """Every spec whose name is not contested, in order of registration."""
-        return [entries[0][1] for entries in self._load().values() if len(entries) == 1]
+        """Every spec, in order of registration; PluginError where a name is contested."""
+        return [self.get(name) for name in self._load()]
 
     def owners(self, name: str) -> list[str]:
         """The plugins that registered `name`: one, unless it is contested."""
@@ -56,7 +56,9 @@ class Registry(Generic[S]):
         """
         owners = self._load()
         if name not in owners:
-            raise unknown(self.kind, name, owners)
+            failed = plugins().failed()
+            hint = f" (plugins that failed: {', '.join(failed)}; see sae-kernels plugins)" if failed else ""
+            raise UnknownNameError(f"{unknown(self.kind, name, owners)}{hint}")
         entries = owners[name]
         if len(entries) > 1:
             claimants = " and ".join(repr(plugin) for plugin, _ in entries)

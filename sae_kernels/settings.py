@@ -6,7 +6,6 @@ import contextlib
 import os
 from collections.abc import Iterator
 from contextvars import ContextVar
-from pathlib import Path
 from typing import NamedTuple
 
 
@@ -26,9 +25,6 @@ VARIABLES = {
         ),
         Variable("SAE_KERNELS_ISA", "", "pins the C++ kernels to one instruction set: baseline, avx2, avx512, amx"),
         Variable("SAE_KERNELS_BLOCK", "", "comma-separated plugin names that are not loaded"),
-        Variable(
-            "SAE_KERNELS_CACHE", "", "directory for what is measured or compiled once (default: the user's cache)"
-        ),
     )
 }
 
@@ -38,13 +34,6 @@ _backend: ContextVar[str] = ContextVar("sae_kernels_backend", default="")
 def read(name: str) -> str:
     """The value of one of `VARIABLES`, or its default."""
     return os.environ.get(name, VARIABLES[name].default)
-
-
-def cache_dir() -> Path:
-    """Where calibration and compiled artefacts are kept."""
-    own = read("SAE_KERNELS_CACHE")
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(own) if own else base / "sae_kernels"
 
 
 def blocked_plugins() -> frozenset[str]:

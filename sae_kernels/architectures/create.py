@@ -21,6 +21,10 @@ def coder_class(name: str) -> type[SparseCoder]:
     cls = resolve(registry.architectures.get(name).cls)
     if not (isinstance(cls, type) and issubclass(cls, SparseCoder)):
         raise PluginError(f"architecture {name!r}: {cls!r} is not a subclass of SparseCoder")
+    if cls.architecture != name:  # saved files carry the attribute: with another name they would load as something else
+        raise PluginError(
+            f"architecture {name!r}: {cls.__name__}.architecture is {cls.architecture!r}, expected the registered name"
+        )
     return cls
 
 

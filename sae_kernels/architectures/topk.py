@@ -72,7 +72,8 @@ class TopKCoder(SparseCoder):
         return encode(self.encoder_input(x), self.W_enc, self.b_enc, TopK(self.config.k))
 
     def loss(self, x: Tensor, target: Tensor | None = None, *, dead: Tensor | None = None) -> Loss:
-        """See the class. With `dead` None or all False there is no AuxK term. Terms: `fvu`, `auxk`."""
+        """See the class. It selects latents itself, for both terms in one pass: a subclass with another `encode` writes
+        its own `loss`. With `dead` None or all False there is no AuxK term. Terms: `fvu`, `auxk`."""
         target = self.check_target(x, target)
         inside = self.encoder_input(x)
         selections = [TopK(self.config.k)]

@@ -61,7 +61,10 @@ def run(directory: Path, tokens: int, seed: int, resume: bool = False) -> None:
         config = Config.from_dict(configuration(architecture, where, tokens, seed))
         heading(f"Training: {architecture}, {tokens:,} tokens  ({where})")
         with timed(seconds, "train"):
-            train(config, resume=resume, progress=True)
+            outcome = train(config, resume=resume, progress=True).outcome
+        if outcome == "interrupted":
+            print("interrupted; sae-kernels demo --keep goes on from here")
+            raise KeyboardInterrupt
         heading(f"Evaluating: {architecture}")
         with timed(seconds, "evaluate"):
             results[architecture] = evaluate_run(where, max_tokens=EVALUATION_TOKENS, progress=True)
@@ -79,7 +82,7 @@ def run(directory: Path, tokens: int, seed: int, resume: bool = False) -> None:
             print(textwrap.indent(format_contexts(contexts(features, source, latent, width=8, n=3)), "  "))
     heading("Steering: one latent clamped while the model writes")
     with timed(seconds, "steer"):
-        steered = demonstrate(source.model, sae, LAYER, features, chosen, PROMPT, seed=seed)
+        steered = demonstrate(source, sae, features, chosen, PROMPT, times=1.5, n_tokens=48, seed=seed)
     _show_steering(steered)
 
     heading("Kernels: what ran, and what plain PyTorch takes for the same")
@@ -100,7 +103,10 @@ def _timing(sae: SparseCoder, x: torch.Tensor) -> list[Row]:
 
 
 def _show_steering(steered: Steered) -> None:
-    print(f"latent {steered.latent} at {steered.strength:.1f} makes likelier: {'  '.join(map(repr, steered.promoted))}")
+    print(
+        f"latent {steered.latent} clamped to {steered.strength:.1f}: tokens of its own contexts make up "
+        f"{steered.share_after:.0%} of the text instead of {steered.share_before:.0%}"
+    )
     for label, text in (("without", steered.before), ("with", steered.after)):
         print(f"--- {label} it")
         print(textwrap.indent(PROMPT + text, "    "))

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from ..adapters import LanguageModel
+from ..adapters import LanguageSource
 from ..architectures import SparseCoder
 from ..features import FeatureTable
 from ..steer import Clamp, steer
@@ -15,58 +13,55 @@ from ..steer import Clamp, steer
 
 @dataclass(frozen=True)
 class Steered:
-    """One latent clamped: what it makes likelier, and a continuation with and without it."""
+    """One latent clamped: how often its own tokens are written, and a continuation, without it and with it."""
 
     latent: int
     strength: float
-    promoted: list[str]
+    share_before: float
+    share_after: float
     before: str
     after: str
 
 
-def _next_token_probabilities(model: LanguageModel, ids: Tensor) -> Tensor:
-    return model.logits(ids)[-1].float().softmax(0)
-
-
-def strongest(
-    model: LanguageModel,
-    coder: SparseCoder,
-    point: str,
-    table: FeatureTable,
-    latents: Sequence[int],
-    prompt: str,
-    times: float,
-) -> tuple[int, list[str]]:
-    """The latent whose clamping moves the next token's distribution most (total variation), and the tokens it
-    promotes."""
-    ids = model.tokenize(prompt)
-    plain = _next_token_probabilities(model, ids)
-    best, promoted, moved = latents[0], [], -1.0
-    for latent in latents:
-        with steer(model, coder, point, Clamp.times_max(latent, float(table.max_activation[latent]), times)):
-            change = _next_token_probabilities(model, ids) - plain
-        if float(change.abs().sum()) > moved:
-            best, moved = latent, float(change.abs().sum())
-            promoted = [model.detokenize(token.reshape(1)) for token in change.topk(5).indices]
-    return best, promoted
+def own_tokens(table: FeatureTable, source: LanguageSource, latent: int) -> set[int]:
+    """The tokens a latent is strongest on, and the ones that come next: what steering with it should bring about."""
+    assert table.sequence is not None
+    assert table.position is not None
+    found = set()
+    for sequence, position in zip(table.sequence[latent].tolist(), table.position[latent].tolist(), strict=True):
+        if position >= 0:
+            found |= set(source.sequences[sequence, position : position + 2].tolist())
+    return found - set(source.model.special_ids)
 
 
 def demonstrate(
-    model: LanguageModel,
+    source: LanguageSource,
     coder: SparseCoder,
-    point: str,
     table: FeatureTable,
     latents: Sequence[int],
     prompt: str,
     *,
-    times: float = 2.0,
-    n_tokens: int = 40,
-    seed: int = 0,
+    times: float,
+    n_tokens: int,
+    seed: int,
 ) -> Steered:
-    """Clamp the most effective of `latents` to `times` its largest activation, and continue the prompt both ways."""
-    latent, promoted = strongest(model, coder, point, table, latents, prompt, times)
-    edit = Clamp.times_max(latent, float(table.max_activation[latent]), times)
-    before = model.generate(prompt, n_tokens, seed=seed, temperature=0.7)
-    with steer(model, coder, point, edit):
-        after = model.generate(prompt, n_tokens, seed=seed, temperature=0.7)
-    return Steered(latent, edit.value, promoted, before, after)
+    """Clamp each of `latents` to `times` its largest activation and continue the prompt; the one that raises the share
+    of its own tokens most."""
+    model = source.model
+
+    def continuation() -> str:
+        return model.generate(prompt, n_tokens, seed=seed, temperature=0.7)
+
+    def share(text: str, tokens: set[int]) -> float:
+        ids = model.tokenize(text).tolist()
+        return sum(token in tokens for token in ids) / max(len(ids), 1)
+
+    before = continuation()
+    outcomes = []
+    for latent in latents:
+        edit = Clamp.times_max(latent, float(table.max_activation[latent]), times)
+        with steer(model, coder, source.hook_out, edit):
+            after = continuation()
+        own = own_tokens(table, source, latent)
+        outcomes.append(Steered(latent, edit.value, share(before, own), share(after, own), before, after))
+    return max(outcomes, key=lambda each: each.share_after - each.share_before)

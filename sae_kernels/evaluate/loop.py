@@ -111,7 +111,8 @@ class _Panel:
         for name, metric in list(self.metrics.items()):
             try:
                 found = dict(metric.result())
-                for key in found:
+                for key, value in found.items():
+                    jsonable(value)
                     if key in giver:
                         raise PluginError(f"metrics {giver[key]!r} and {name!r} both give a figure {key!r}")
             except Exception as error:
@@ -137,4 +138,6 @@ def jsonable(value: Any) -> Any:
         return [jsonable(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
+    if value is not None and not isinstance(value, (str, int, float)):
+        raise TypeError(f"{value!r} is a {type(value).__name__}, expected plain numbers, lists and tables")
     return value

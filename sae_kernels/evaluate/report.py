@@ -88,7 +88,7 @@ def _histogram(histogram: Mapping[str, Any]) -> list[str]:
     first, last = filled[0], filled[-1]
     top = max(counts)
     bars = "".join(" ▁▂▃▄▅▆▇█"[-(-8 * count // top)] for count in counts[first : last + 1])
-    low, high = (f"{100 * 10**edge:.2g} %" for edge in (edges[first], edges[last + 1]))
+    low, high = (f"{100 * 10**edge:.3g} %" for edge in (edges[first], edges[last + 1]))
     return [f"  {'firing densities':<20} {bars:>10}          latents that fire on {low} … {high} of the tokens"]
 
 

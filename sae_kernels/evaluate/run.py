@@ -80,7 +80,7 @@ def _activations_table(path: Path) -> dict[str, Any]:
     if not (path / CONFIG).is_file():
         raise ArgumentError(f"{path}: no {CONFIG}, expected a directory that `sae-kernels train` wrote")
     if not (path / CODER).exists():
-        raise ArgumentError(f"{path}: no {CODER}, expected the directory of a run that has saved its coder")
+        raise ArgumentError(f"{path}: no {CODER}, the run has not finished; `sae-kernels train` goes on with it")
     try:
         table = json.loads((path / CONFIG).read_text(encoding="utf-8"))["activations"]
         if not isinstance(table["adapter"], str):

@@ -30,7 +30,8 @@ def load(path: str | os.PathLike[str], format: str | None = None) -> SparseCoder
     for spec in readers:
         if resolve(spec.matches)(at):
             return resolve(spec.load)(at)  # pyright: ignore[reportArgumentType]
-    raise FormatError(f"{at}: none of the formats {[r.name for r in readers]} recognises it")
+    hint = f"; did you mean {at / 'coder'}?" if (at / "coder").is_dir() else ""
+    raise FormatError(f"{at}: none of the formats {[r.name for r in readers]} recognises it{hint}")
 
 
 def save(coder: SparseCoder, path: str | os.PathLike[str], format: str = "sae_kernels") -> None:

@@ -20,11 +20,13 @@ CONFIG, WEIGHTS = "config.json", "weights.safetensors"
 
 
 def matches(path: Path) -> bool:
-    """A folder whose config.json says so."""
+    """A folder whose config.json says so, or with both our files and a config.json that cannot be read any more."""
     try:
         return json.loads((path / CONFIG).read_text(encoding="utf-8")).get("format") == NAME
-    except (OSError, ValueError, AttributeError):
+    except OSError:
         return False
+    except (ValueError, AttributeError):
+        return (path / WEIGHTS).is_file()
 
 
 def save(coder: SparseCoder, path: Path) -> None:
@@ -85,6 +87,8 @@ def _read_config(path: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise FormatError(f"{path}: {error}") from error
+    if not isinstance(config, dict):
+        raise FormatError(f"{path}: holds a {type(config).__name__}, expected a JSON object")
     version = config.get("version")
     if version != VERSION:
         raise FormatError(f"{path}: version {version!r}, expected {VERSION}; a newer sae-kernels may read it")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import warnings
 from types import ModuleType
 from typing import Any, NoReturn
 
@@ -36,7 +37,9 @@ def _load() -> tuple[ModuleType | None, str]:
     try:
         extension = importlib.import_module("sae_kernels._cpu")
     except ImportError as error:
-        return None, f"the C++ extension is not built ({error})"
+        reason = f"the C++ extension is not built ({error})"
+        warnings.warn(f"sae_kernels: {reason}; ops run on the slow reference", RuntimeWarning, stacklevel=3)
+        return None, reason
     try:
         extension.isa()
     except ValueError as error:

@@ -57,7 +57,7 @@ def _loaded(kernel: Kernel) -> tuple[Callable[..., Any], Callable[..., str | Non
 
 @functools.lru_cache(maxsize=256)
 def _candidates(op: str, generation: int) -> tuple[Kernel, ...]:
-    mine = [kernel for kernel in registry.kernels.all() if kernel.op == op]
+    mine = [registry.kernels.get(name) for name in registry.kernels.names() if name.startswith(f"{op}/")]
     return tuple(sorted(mine, key=lambda kernel: -kernel.priority))
 
 

@@ -68,6 +68,9 @@ class Batches:
                 raise AdapterError("no activations: the source has no blocks")
             self._block = None  # freed before the next is made
             self._block = self.source.block(index % n_blocks if n_blocks else index)
+            if not isinstance(self._block, ActivationBatch):
+                kind, source = type(self._block).__name__, type(self.source).__name__
+                raise AdapterError(f"{source}.block({index}) returned a {kind}, expected an ActivationBatch")
             self._index = index
         return self._block
 

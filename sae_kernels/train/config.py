@@ -51,7 +51,7 @@ class Config:
     def differences(self, other: Config) -> list[str]:
         """Where `other` would not continue what this configuration began: `[training] lr: 0.001, now
         0.002`."""
-        mine, theirs = self._resolved(), other._resolved()
+        mine, theirs = self.resolved(), other.resolved()
         lines = []
         for table, cls in TABLES.items():
             fixed = keys(cls)
@@ -61,8 +61,8 @@ class Config:
                     lines.append(f"[{table}] {name}: {before!r}, now {now!r}")
         return lines
 
-    def _resolved(self) -> dict[str, dict[str, Any]]:
-        """As `to_dict`, with the adapter's and the architecture's defaults; lists and tuples alike."""
+    def resolved(self) -> dict[str, dict[str, Any]]:
+        """As `to_dict`, with the adapter's and the architecture's defaults of today; lists and tuples alike."""
         tables = self.to_dict()
         tables["activations"] = {**self.activations.accepted()[1], **tables["activations"]}
         tables["coder"] = {**self.coder.accepted()[1], **tables["coder"]}

@@ -74,7 +74,7 @@ def take_over(config: Config, directory: Path, saved: Checkpoint | None) -> None
             for name in (CODER, root.name, "metrics.jsonl", "run.json", "tensorboard"):
                 checkpoints.remove(directory / name)
         with atomic_file(directory / CONFIG) as path:
-            path.write_text(json.dumps(config.to_dict(), indent=2, default=str) + "\n", encoding="utf-8")
+            path.write_text(json.dumps(config.resolved(), indent=2, default=str) + "\n", encoding="utf-8")
 
 
 def begin(config: Config, source: ActivationSource) -> Run:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..architectures import Loss
-from ..errors import TrainingError
+from ..errors import PluginError, TrainingError
 from .run import Run
 from .schedule import lr_factor
 
@@ -21,6 +21,10 @@ def take_step(run: Run, x: Tensor, target: Tensor) -> tuple[Loss, Tensor]:
     run.optimizer.zero_grad(set_to_none=True)
     with torch.autocast(x.device.type, torch.bfloat16, enabled=training.autocast == "bfloat16"):
         loss = run.coder.loss(x, target, dead=run.dead())
+    if not isinstance(loss, Loss):
+        raise PluginError(
+            f"architecture {run.coder.architecture!r}: loss returned a {type(loss).__name__}, expected sae_kernels.Loss"
+        )
     if not torch.isfinite(loss.total):
         terms = ", ".join(f"{name} = {float(value):g}" for name, value in loss.parts.items())
         raise TrainingError(f"the loss is {float(loss.total.detach()):g} ({terms}){_bad_values(x, target)}")

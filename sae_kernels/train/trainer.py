@@ -122,7 +122,10 @@ def _finish(run: Run, seconds: float) -> None:
 
 @contextlib.contextmanager
 def _announced(run: Run) -> Iterator[None]:
-    """Plugins hear of the start, and of the end however it comes."""
+    """Plugins hear of the start, and of the end however it comes; not of a run that was finished before."""
+    if run.step >= run.total_steps:
+        yield
+        return
     plugins().notify("sae_kernels_train_start", run=run)
     try:
         yield

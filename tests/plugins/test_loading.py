@@ -8,13 +8,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 import sae_kernels as sk
 from sae_kernels import registry
+from sae_kernels.cli import main
 from sae_kernels.commands.plugins import lines
-from sae_kernels.errors import PluginError
+from sae_kernels.errors import PluginError, UnknownNameError
 from sae_kernels.plugins import BUILTINS, Plugins, plugins
-from sae_kernels.specs import Architecture, Kernel
+from sae_kernels.specs import Architecture, Command, Kernel
 
 
 def test_every_builtin_loads() -> None:
@@ -89,7 +91,6 @@ def test_one_name_from_two_plugins_is_an_error_on_use(register) -> None:
     register("second", sae_kernels_architectures=twice)
     with pytest.raises(PluginError, match="'first' and 'second'"):
         registry.architectures.get("twice")
-    assert "twice" not in [spec.name for spec in registry.architectures.all()]
     assert sk.create("topk", d_in=4, d_sae=8, k=2).d_sae == 8
     assert any("contested: architecture 'twice'" in line for line in lines())
 
@@ -127,3 +128,48 @@ def test_an_entry_point_of_an_installed_distribution_is_found(tmp_path: Path) ->
     assert "architecture stranger" in done.stdout
     assert "broken  [failed]  stranger 1.2 (no_such_module)" in done.stdout
     assert "ModuleNotFoundError" in done.stdout
+
+
+def test_a_contested_kernel_is_an_error_of_its_op_alone(register) -> None:
+    register("thief", sae_kernels_kernels=lambda: [Kernel("topk", "cpu", print, print)])
+    with pytest.raises(PluginError, match="kernel 'topk/cpu' is registered by 'kernels' and 'thief'"):
+        sk.topk(torch.randn(2, 4), 1)
+    assert sk.decode(sk.SparseCodes(torch.ones(1, 1), torch.zeros(1, 1).int(), 2), torch.ones(2, 3)).eq(1).all()
+
+
+def test_a_contested_command_leaves_the_others_alone(register, capsys) -> None:
+    register("thief", sae_kernels_commands=lambda: [Command("train", "", print, print)])
+    assert main(["train"]) == 1
+    assert "'commands' and 'thief'" in capsys.readouterr().err
+    assert main(["plugins"]) == 0
+
+
+def test_a_hook_without_the_decorator_is_found() -> None:
+    class Forgetful:
+        def sae_kernels_kernels(self) -> list[Kernel]:
+            return []
+
+    with pytest.raises(PluginError, match="sae_kernels_kernels lacks the decorator"):
+        Plugins().register(Forgetful(), "forgetful")
+
+
+def test_an_architecture_must_carry_the_name_it_is_registered_under(register) -> None:
+    class Unnamed(sk.SparseCoder):
+        pass
+
+    register("unnamed", sae_kernels_architectures=lambda: [Architecture("mine", "", Unnamed)])
+    with pytest.raises(PluginError, match=r"Unnamed.architecture is '', expected the registered name"):
+        sk.create("mine", d_in=2, d_sae=3)
+
+
+def test_an_unknown_name_mentions_plugins_that_failed(monkeypatch, capsys) -> None:
+    def broken() -> object:
+        raise ImportError("no module named stranger")
+
+    infos = dict(plugins().infos)
+    monkeypatch.setattr(plugins(), "infos", infos)
+    plugins().load("stranger", "somewhere", broken)
+    with pytest.raises(UnknownNameError, match="plugins that failed: stranger"):
+        registry.adapters.get("strange")
+    assert main(["info"]) == 0
+    assert "plugin 'stranger' failed" in capsys.readouterr().err
