@@ -11,7 +11,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dir", type=Path, default=Path("runs/demo"), help="where everything is written (default: runs/demo)"
     )
-    parser.add_argument("--tokens", type=int, default=250_000, help="tokens each coder trains on (default: 250000)")
+    parser.add_argument("--tokens", type=int, default=500_000, help="tokens each coder trains on (default: 500000)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--keep", action="store_true", help="continue an earlier demo in --dir instead of starting over"

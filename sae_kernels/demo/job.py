@@ -27,7 +27,7 @@ from .runs import LAYER, MODEL, configuration
 from .steering import Steered, demonstrate
 
 EVALUATION_TOKENS = 20_000
-PROMPT = "import os\n\ndef "
+PROMPT = "def "
 
 
 def heading(text: str) -> None:
@@ -82,7 +82,9 @@ def run(directory: Path, tokens: int, seed: int, resume: bool = False) -> None:
             print(textwrap.indent(format_contexts(contexts(features, source, latent, width=8, n=3)), "  "))
     heading("Steering: one latent clamped while the model writes")
     with timed(seconds, "steer"):
-        steered = demonstrate(source, sae, features, chosen, PROMPT, times=1.5, n_tokens=48, seed=seed)
+        steered = demonstrate(source, sae, features, PROMPT, seed=seed)
+    print(f"latent {steered.edit.latent} is strongest here")
+    print(textwrap.indent(format_contexts(contexts(features, source, steered.edit.latent, width=8, n=3)), "  "))
     _show_steering(steered)
 
     heading("Kernels: what ran, and what plain PyTorch takes for the same")
@@ -103,10 +105,8 @@ def _timing(sae: SparseCoder, x: torch.Tensor) -> list[Row]:
 
 
 def _show_steering(steered: Steered) -> None:
-    print(
-        f"latent {steered.latent} clamped to {steered.strength:.1f}: tokens of its own contexts make up "
-        f"{steered.share_after:.0%} of the text instead of {steered.share_before:.0%}"
-    )
+    print(f"latent {steered.edit.latent}, clamped to {steered.edit.value:.1f}, makes likelier as the next token:")
+    print("  " + "   ".join(f"{p.token!r} {p.before:.1%} → {p.after:.1%}" for p in steered.promoted))
     for label, text in (("without", steered.before), ("with", steered.after)):
         print(f"--- {label} it")
         print(textwrap.indent(PROMPT + text, "    "))
@@ -126,6 +126,6 @@ def _summary(
         )
     for row in rows:
         print(f"  {row.what} {row.ours_ms:.1f} ms, {row.against} in PyTorch {row.other_ms:.1f} ms: {row.ratio:.1f}x")
-    print(f"  steered with latent {steered.latent}")
+    print(f"  steered with latent {steered.edit.latent}: {steered.promoted[0].token!r} and its like became likelier")
     print("  " + ", ".join(f"{what} {each:.0f} s" for what, each in seconds.items()) + f"; all in {directory}")
     print(f"  next: sae-kernels evaluate {directory / 'topk'}    sae-kernels bench --size S    docs/training.md")

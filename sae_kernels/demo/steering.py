@@ -1,67 +1,81 @@
-"""Which latent to steer with, and the text before and after."""
+"""Which latent to steer with, what it does to the next token, and the text before and after."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..adapters import LanguageSource
+from torch import Tensor
+
+from ..adapters import LanguageModel, LanguageSource
 from ..architectures import SparseCoder
 from ..features import FeatureTable
 from ..steer import Clamp, steer
 
 
 @dataclass(frozen=True)
-class Steered:
-    """One latent clamped: how often its own tokens are written, and a continuation, without it and with it."""
+class Promoted:
+    """A token, and its mean probability as the next one without and with the latent clamped."""
 
-    latent: int
-    strength: float
-    share_before: float
-    share_after: float
+    token: str
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class Steered:
+    """One latent clamped: the tokens it promotes, and a continuation without it and with it."""
+
+    edit: Clamp
+    promoted: list[Promoted]
     before: str
     after: str
 
 
-def own_tokens(table: FeatureTable, source: LanguageSource, latent: int) -> set[int]:
-    """The tokens a latent is strongest on, and the ones that come next: what steering with it should bring about."""
-    assert table.sequence is not None
-    assert table.position is not None
-    found = set()
-    for sequence, position in zip(table.sequence[latent].tolist(), table.position[latent].tolist(), strict=True):
-        if position >= 0:
-            found |= set(source.sequences[sequence, position : position + 2].tolist())
-    return found - set(source.model.special_ids)
+def candidates(table: FeatureTable, n: int = 16) -> list[int]:
+    """Strong latents that are neither rare nor dense: those change more than one word."""
+    common = ((table.density >= 0.01) & (table.density <= 0.06)).nonzero().flatten()
+    if not len(common):
+        common = table.firings.argsort(descending=True)[:n]
+    return common[table.mean_active[common].argsort(descending=True, stable=True)][:n].tolist()
+
+
+def _mean_next_token(model: LanguageModel, ids: Tensor) -> Tensor:
+    """Probability of each token as the next one, averaged over the positions of some text."""
+    return model.logits(ids).double().softmax(-1).mean(0)
+
+
+def _promoted(model: LanguageModel, plain: Tensor, steered: Tensor, n: int = 5) -> list[Promoted]:
+    """The n words that gained most probability; line breaks and punctuation would say little to a reader."""
+    found = []
+    for token in (steered - plain).topk(50).indices:
+        text = model.detokenize(token.reshape(1))
+        if any(character.isalpha() for character in text):
+            found.append(Promoted(text, float(plain[token]), float(steered[token])))
+    return found[:n]
 
 
 def demonstrate(
     source: LanguageSource,
     coder: SparseCoder,
     table: FeatureTable,
-    latents: Sequence[int],
     prompt: str,
     *,
-    times: float,
-    n_tokens: int,
-    seed: int,
+    times: float = 1.5,
+    n_tokens: int = 48,
+    seed: int = 0,
 ) -> Steered:
-    """Clamp each of `latents` to `times` its largest activation and continue the prompt; the one that raises the share
-    of its own tokens most."""
-    model = source.model
-
-    def continuation() -> str:
-        return model.generate(prompt, n_tokens, seed=seed, temperature=0.7)
-
-    def share(text: str, tokens: set[int]) -> float:
-        ids = model.tokenize(text).tolist()
-        return sum(token in tokens for token in ids) / max(len(ids), 1)
-
-    before = continuation()
-    outcomes = []
-    for latent in latents:
+    """Clamp each candidate to `times` its largest activation while the model reads a held-out text; with the one that
+    makes five words most likelier on average, continue the prompt."""
+    model, text = source.model, source.sequences[0].long()
+    plain = _mean_next_token(model, text)
+    outcomes: list[tuple[float, Clamp, list[Promoted]]] = []
+    for latent in candidates(table):
         edit = Clamp.times_max(latent, float(table.max_activation[latent]), times)
         with steer(model, coder, source.hook_out, edit):
-            after = continuation()
-        own = own_tokens(table, source, latent)
-        outcomes.append(Steered(latent, edit.value, share(before, own), share(after, own), before, after))
-    return max(outcomes, key=lambda each: each.share_after - each.share_before)
+            promoted = _promoted(model, plain, _mean_next_token(model, text))
+        outcomes.append((sum(each.after - each.before for each in promoted), edit, promoted))
+    _, edit, promoted = max(outcomes, key=lambda outcome: outcome[0])
+    before = model.generate(prompt, n_tokens, seed=seed, temperature=0.7)
+    with steer(model, coder, source.hook_out, edit):
+        after = model.generate(prompt, n_tokens, seed=seed, temperature=0.7)
+    return Steered(edit, promoted, before, after)
