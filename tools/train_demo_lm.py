@@ -241,6 +241,7 @@ def main() -> None:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
+    torch.use_deterministic_algorithms(True)  # else the embedding's gradient adds up in any order
 
     tokenizer = train_tokenizer()
     bos = tokenizer.bos_token_id
@@ -249,9 +250,7 @@ def main() -> None:
     train_tokens, held_out_tokens = (sum(map(len, split)) for split in (documents, held_out))
     model = new_model(bos)
     parameters = sum(p.numel() for p in model.parameters())
-    print(
-        f"{parameters:,} parameters; {len(documents)} files, {train_bytes:,} bytes, {train_tokens:,} tokens"
-    )
+    print(f"{parameters:,} parameters; {len(documents)} files, {train_bytes:,} bytes, {train_tokens:,} tokens")
 
     def checkpoint(step: int) -> None:
         save(model, tokenizer, args.out, f"Unfinished: {step} steps.\n")
@@ -280,11 +279,11 @@ def main() -> None:
             "heldout_tokens": f"{held_out_tokens:,}",
             "nats_per_token": f"{nats_per_token:.4f}",
             "bits_per_byte": f"{bits_per_byte:.4f}",
-            "sample": samples[0],
+            "samples": f"\n\n{'-' * 80}\n\n".join(samples),
+            "budget": f"--steps {args.steps}" if args.steps else f"--minutes {args.minutes:g}",
         }
     )
     (args.out / "README.md").write_text(card, encoding="utf-8")
-    print(f"\n{'-' * 80}\n".join(samples))
     print(f"held out: {nats_per_token:.4f} nats/token, {bits_per_byte:.4f} bits/byte")
     print(f"{args.out}: {folder_bytes(args.out):,} bytes")
 
