@@ -24,9 +24,7 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def names() -> set[str]:
     root = corpus.root()
-    return {
-        path.relative_to(root).as_posix() for split in ("train", "heldout") for path in corpus.files(split)
-    }
+    return {path.relative_to(root).as_posix() for split in ("train", "heldout") for path in corpus.files(split)}
 
 
 def test_splits_are_disjoint_and_held_out_is_small() -> None:
@@ -120,9 +118,7 @@ def test_a_zipped_library_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.M
     zipped = tmp_path / "python311.zip"
     zipped.write_bytes(b"PK")
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(zipped))
-    with pytest.raises(
-        AdapterError, match=r"no Python sources in .*python311\.zip\n +found: .*zipped"
-    ) as caught:
+    with pytest.raises(AdapterError, match=r"no Python sources in .*python311\.zip\n +found: .*zipped") as caught:
         next(corpus.texts("train"))
     assert "expected: a folder with argparse.py" in str(caught.value)
 
