@@ -22,19 +22,26 @@ check: $(VENV)/.developing
 bench: $(VENV)/.developing
 	$(BIN)/python -m pytest bench --benchmark-only
 
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# --no-build-isolation: the build sees the torch and the tools installed here, and downloads nothing twice.
+BUILD_TOOLS := "scikit-build-core>=0.10" "nanobind>=2.4" "setuptools>=77" "pybind11>=2.13" cmake ninja
+
 # The package with what the demo needs; rebuilt when the C++ sources change.
 $(VENV)/.installed: $(SOURCES)
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or later is needed, found {sys.version}")'
-	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch numpy "scikit-build-core>=0.10" "nanobind>=2.4" cmake ninja
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e ".[train]"
-	touch $@
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or later is needed, found {sys.version}")'
+	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	@echo "installing torch and the build tools into $(VENV)"
+	@$(PIP) torch numpy $(BUILD_TOOLS)
+	@echo "building the C++ kernels and installing the package"
+	@$(PIP) --no-build-isolation -e ".[train]"
+	@touch $@
 
+# The same with what tests and checks need, and the plugins of plugins/.
 $(VENV)/.developing: $(VENV)/.installed $(shell find plugins -name '*.py' -o -name '*.cpp' -o -name '*.toml')
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e ".[dev]"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "setuptools>=77" "pybind11>=2.13"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps $(PLUGINS)
-	touch $@
+	@echo "installing the test tools and the plugins"
+	@$(PIP) --no-build-isolation -e ".[dev]"
+	@$(PIP) --no-build-isolation --no-deps $(PLUGINS)
+	@touch $@
 
 clean:
 	rm -rf $(VENV) build dist

@@ -45,11 +45,11 @@ def _mean_next_token(model: LanguageModel, ids: Tensor) -> Tensor:
 
 
 def _promoted(model: LanguageModel, plain: Tensor, steered: Tensor, n: int = 5) -> list[Promoted]:
-    """The n words that gained most probability; line breaks and punctuation would say little to a reader."""
+    """The n words that gained most probability; pieces of words and punctuation would say little to a reader."""
     found = []
     for token in (steered - plain).topk(50).indices:
         text = model.detokenize(token.reshape(1))
-        if any(character.isalpha() for character in text):
+        if len(text.strip()) >= 3 and text.strip().isalpha():
             found.append(Promoted(text, float(plain[token]), float(steered[token])))
     return found[:n]
 
@@ -61,11 +61,12 @@ def demonstrate(
     prompt: str,
     *,
     times: float = 1.5,
-    n_tokens: int = 48,
+    n_tokens: int = 64,
     seed: int = 0,
 ) -> Steered:
     """Clamp each candidate to `times` its largest activation while the model reads a held-out text; with the one that
-    makes five words most likelier on average, continue the prompt."""
+    makes five words most likelier on average, and still lets the model write more than one of them, continue the
+    prompt."""
     model, text = source.model, source.sequences[0].long()
     plain = _mean_next_token(model, text)
     outcomes: list[tuple[float, Clamp, list[Promoted]]] = []
@@ -74,8 +75,17 @@ def demonstrate(
         with steer(model, coder, source.hook_out, edit):
             promoted = _promoted(model, plain, _mean_next_token(model, text))
         outcomes.append((sum(each.after - each.before for each in promoted), edit, promoted))
-    _, edit, promoted = max(outcomes, key=lambda outcome: outcome[0])
     before = model.generate(prompt, n_tokens, seed=seed, temperature=0.7)
-    with steer(model, coder, source.hook_out, edit):
-        after = model.generate(prompt, n_tokens, seed=seed, temperature=0.7)
-    return Steered(edit, promoted, before, after)
+    steered = []
+    for _, edit, promoted in sorted(outcomes, key=lambda outcome: -outcome[0]):
+        with steer(model, coder, source.hook_out, edit):
+            after = model.generate(prompt, n_tokens, seed=seed, temperature=0.7)
+        steered.append(Steered(edit, promoted, before, after))
+        if _variety(model, after) >= 0.7 * _variety(model, before):
+            return steered[-1]
+    return steered[0]
+
+
+def _variety(model: LanguageModel, text: str) -> int:
+    """Distinct tokens: few of them are what too strong a push sounds like."""
+    return len(set(model.tokenize(text).tolist()))
