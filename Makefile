@@ -16,7 +16,7 @@ test: $(VENV)/.developing
 check: $(VENV)/.developing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/python -m pytest -q tests/test_floors.py
 
 bench: $(VENV)/.developing
