@@ -47,7 +47,7 @@ struct PrefixJob {
           if (value != 0) segment.add(row_of<T>(w, codes.indices[slot]), value);
         }
         segment.last = false;  // the sum stays in acc
-        sum_segment<T, float>(segment, nullptr, w.cols, acc);
+        sum_segment<T, float>(segment, nullptr, w.cols, acc, true);
       } while (at < starts[p]);
       T* to = row_of<T>(out, p * codes.n + n);
       for (int64_t i = 0; i < w.cols; i += kLanes) {

@@ -38,7 +38,7 @@ sk_status spmm(int32_t dtype, sk_codes codes, sk_matrix w, sk_output out, int32_
     if (!acc.data) return failure(SK_NO_MEMORY);
     parallel_runs(codes.n, 16, threads, [&](int thread, int64_t begin, int64_t end) {
       SpmmSource<T> source{codes, w, out, begin, end, -1};
-      sum_segments<T, T>(source, d, acc.data + thread * pitch);
+      sum_segments<T, T>(source, w, acc.data + thread * pitch);
     });
     return success();
   });

@@ -44,7 +44,7 @@ template <class T, class Out, class Next>
 inline void sum_sorted(const sk_codes& codes, const sk_matrix& x, const ByLatent& sorted, float* acc,
                        const Next& next_row) {
   SortedSource<T, Next> source{codes, x, sorted, next_row, 0, 0, nullptr, false};
-  sum_segments<T, Out>(source, x.cols, acc);
+  sum_segments<T, Out>(source, x, acc);
 }
 
 template <class T>
