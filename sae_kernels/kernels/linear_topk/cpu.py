@@ -26,11 +26,13 @@ class _Selection:
         self.among = None if among is None or among.numel() == 0 else _cpu.flat(among, torch.bool, "among")
         self.values = torch.empty(x.shape[0], k, dtype=x.dtype)
         self.indices = torch.empty(x.shape[0], k, dtype=torch.int32)
-        self._state = torch.empty(2, rows, room, dtype=torch.int32), torch.empty(2, rows, dtype=torch.int32)
+        self._candidates = torch.empty(2, rows, room, dtype=torch.int32)  # keys, latents
+        self._progress = torch.empty(2, rows, dtype=torch.int32)  # count, bound
+        keys, count = self._candidates.data_ptr(), self._progress.data_ptr()
+        self._state = (keys, keys + 4 * rows * room, count, count + 4 * rows)
 
     def _arguments(self, rows: int) -> tuple[int, ...]:
-        candidates, progress = self._state
-        return (*(t.data_ptr() for t in (*candidates, *progress)), rows, self.k)
+        return (*self._state, rows, self.k)
 
     def fold(self, scores: Tensor, bias: Tensor | None, first: int) -> None:
         """Take in a chunk of scores."""
