@@ -34,26 +34,24 @@ def parser() -> argparse.ArgumentParser:
 
 def _add(subparsers: argparse._SubParsersAction, name: str, common: argparse.ArgumentParser) -> None:
     """One subcommand. A stranger's that cannot be set up says so when it is used; the others work."""
-    broken: Callable[[argparse.Namespace], None] | None = None
-    summary = ""
-    configure: Callable[[argparse.ArgumentParser], None] = lambda sub: None  # noqa: E731
     try:
         spec = registry.commands.get(name)
-        run, summary, configure = spec.run, spec.summary, resolve(spec.configure)
-    except Exception as error:
-        run = broken = _broken(name, error)
+        configure = resolve(spec.configure)
+    except Exception as error:  # contested, or its module raises
+        subparsers.add_parser(name, parents=[common]).set_defaults(run=_broken(name, error))
+        return
     sub = subparsers.add_parser(
         name,
-        help=summary,
-        description=summary,
+        help=spec.summary,
+        description=spec.summary,
         parents=[common],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    sub.set_defaults(run=spec.run)
     try:
         configure(sub)
-    except Exception as error:
-        run = broken = _broken(name, error)
-    sub.set_defaults(run=broken or run)
+    except Exception as error:  # whatever a stranger's code can raise
+        sub.set_defaults(run=_broken(name, error))
 
 
 def _broken(name: str, error: Exception) -> Callable[[argparse.Namespace], None]:

@@ -16,7 +16,7 @@ TEXTS = [("one", "def f(x):\n    return x + 1\n" * 12), ("two", "The licence is 
 
 @functools.cache
 def tiny_lm() -> HuggingFaceModel:
-    """A Llama of two layers; token 0 is bos, 1 eos, the rest are bytes."""
+    """A Llama of three layers; token 0 is bos, 1 eos, the rest are bytes."""
     tokenizers = pytest.importorskip("tokenizers")
     transformers = pytest.importorskip("transformers")
     alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
@@ -31,7 +31,7 @@ def tiny_lm() -> HuggingFaceModel:
         vocab_size=len(vocabulary),
         hidden_size=D_MODEL,
         intermediate_size=32,
-        num_hidden_layers=2,
+        num_hidden_layers=3,
         num_attention_heads=2,
         max_position_embeddings=MAX_CONTEXT,
         bos_token_id=0,
