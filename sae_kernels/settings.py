@@ -21,9 +21,12 @@ VARIABLES = {
     v.name: v
     for v in (
         Variable(
-            "SAE_KERNELS_BACKEND", "", "backend of every op, as `use()` sets it: reference, cpu, …; never falls back"
+            "SAE_KERNELS_BACKEND", "", "backend of every op, as `use()` sets it: reference, cpu, triton, …; never falls back"
         ),
         Variable("SAE_KERNELS_ISA", "", "pins the C++ kernels to one instruction set: baseline, avx2, avx512, amx"),
+        Variable(
+            "SAE_KERNELS_CHECK_INDICES", "", "1: on a GPU too, an index out of range is an error (the host waits for it)"
+        ),
         Variable("SAE_KERNELS_BLOCK", "", "comma-separated plugin names that are not loaded"),
     )
 }

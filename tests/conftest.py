@@ -21,7 +21,8 @@ for folder in (
 
 from sae_kernels.kernels import _cpu  # noqa: E402
 
-BACKENDS = ("reference", "cpu")
+INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"  # a process of its own, for the Triton kernels alone
+BACKENDS = ("triton",) if INTERPRETING else ("reference", "cpu")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -61,10 +62,11 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Every backend of this machine: the reference on one thread, the others on as many as torch gives."""
+    """Every backend of this machine: the reference and the interpreter on one thread, the C++ kernels on as many as
+    torch gives."""
     if request.param == "cpu":
         require_cpu()
-    with running_on(1) if request.param == "reference" else contextlib.nullcontext():
+    with running_on(1) if request.param in ("reference", "triton") else contextlib.nullcontext():
         yield request.param
 
 

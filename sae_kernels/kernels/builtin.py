@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from ..hookspecs import hookimpl
 from ..specs import Kernel
-from . import OPS
+from . import OPS, _triton
 
 PRIORITIES = {"reference": 0, "cpu": 10}
+TRITON = 20
 
 
 @hookimpl
 def sae_kernels_kernels() -> list[Kernel]:
     """Every op on every built-in backend."""
-    return [
+    mine = [
         Kernel(op, backend, f"{__package__}.{op}.{backend}:run", f"{__package__}.{op}.{backend}:why_not", priority)
         for op in OPS
         for backend, priority in PRIORITIES.items()
     ]
+    return mine + [Kernel(op, "triton", f"{__package__}.{op}.triton:run", _triton.declines(op), TRITON) for op in OPS]
