@@ -12,6 +12,7 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.developing
 	SAE_KERNELS_REQUIRE_CPU=1 $(BIN)/python -m pytest
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels tests/ops tests/triton -k triton -m "not big and not slow"
 
 check: $(VENV)/.developing
 	$(BIN)/ruff check .

@@ -31,11 +31,11 @@ TARGETS = {
 
 @dataclass(frozen=True)
 class Compiled:
-    """One kernel as it would run: name, signature (types and constexprs), and what it needs of the machine."""
+    """One kernel as it would run, and what it needs of the machine."""
 
     kernel: str
-    signature: str
-    num_warps: int
+    types: str  # of its pointers, in order: "bf16 i32 bf16 bf16"
+    constants: str  # its constexprs and warps: "BLOCK_D=256 BLOCK_K=8 warps=1"
     registers: int  # per thread
     spills: int  # bytes of local memory per thread (NVIDIA), registers spilled (AMD)
     shared: int  # bytes per program
@@ -107,10 +107,16 @@ def _kernels() -> list[Any]:
 
 def measure(kernel: Any) -> Compiled:
     """What a compiled kernel needs, read off its machine code."""
-    meta = kernel.metadata
+    names = kernel.src.fn.arg_names
+    signature = kernel.src.signature
+    types = " ".join(signature[name][1:] for name in names if signature[name].startswith("*"))
+    constants = {names[path[0]]: value for path, value in kernel.src.constants.items() if len(path) == 1}
+    shown = [f"{name}={value}" for name, value in constants.items() if name.isupper()]
     registers, spills = _nvidia(kernel) if "cubin" in kernel.asm else _amd(kernel)
-    signature = ", ".join(f"{k}={v}" for k, v in kernel.src.constants.items() if isinstance(k, str)) if 0 else ""
-    return Compiled(meta.name, signature, meta.num_warps, registers, spills, meta.shared)
+    meta = kernel.metadata
+    return Compiled(
+        meta.name.lstrip("_"), types, " ".join([*shown, f"warps={meta.num_warps}"]), registers, spills, meta.shared
+    )
 
 
 def _nvidia(kernel: Any) -> tuple[int, int]:
