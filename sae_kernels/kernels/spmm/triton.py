@@ -15,21 +15,10 @@ from torch import Tensor
 from .._triton import same_dtype
 from .._triton.cast import narrow, wide
 from .._triton.inputs import Codes, cdiv, launches, matrix, next_power_of_2
+from .._triton.rows import row_bounds
 from .._triton.tuning import Config, pick
 
 L2_SHARE = 24 << 20  # bytes of a slab of W that stay in L2 beside everything else (50 MB on an H100 or H200)
-
-
-@triton.jit
-def _row_bounds(offsets, row, k, nnz, RAGGED: tl.constexpr):
-    """The first slot of a row and the one after its last; never outside [0, nnz]."""
-    if RAGGED:
-        start = tl.maximum(tl.load(offsets + row), 0)
-        end = tl.minimum(tl.load(offsets + row + 1), nnz)
-    else:
-        start = row * k
-        end = start + k
-    return start, end
 
 
 @triton.jit
@@ -40,7 +29,7 @@ def _spmm(
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     inside = columns < d
-    start, end = _row_bounds(offsets, row, k, nnz, RAGGED)
+    start, end = row_bounds(offsets, row, k, nnz, RAGGED)
     sums = tl.zeros((BLOCK_K, BLOCK_D), tl.float32)
     for first in range(start, end, BLOCK_K):
         slots = first + tl.arange(0, BLOCK_K)
