@@ -22,10 +22,18 @@ def interleaved(functions: dict[str, Callable[[], object]], rounds: int = 5, war
     times: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(rounds):
         for name, function in functions.items():
+            _finish()
             start = time.perf_counter()
             function()
+            _finish()
             times[name].append(1e3 * (time.perf_counter() - start))
     return {name: statistics.median(each) for name, each in times.items()}
+
+
+def _finish() -> None:
+    """A GPU works on after a call returns: wait for it."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 @dataclass(frozen=True)
