@@ -1,8 +1,9 @@
 """`spmm` in Triton: a program takes one token and a slab of d, and gathers that slab of its latents' rows.
 
 Tokens run along the fast axis of the grid, so that at any time all programs work on the same slab of d: where the whole
-W is too large for L2, a slab of it is not, and a row used by several tokens is read from memory once. BLOCK_K rows are
-in flight at once; sums are kept apart by slot within the block and added in a fixed order.
+W is too large for L2, a slab of it is not, and a row used by several tokens is read from memory once. The BLOCK_K loads
+of a block are issued together, and summed, in a fixed order, before the next: a sum for every slot of the block would
+hold registers that loads in flight need.
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ from .._triton.tuning import Config, pick
 L2_SHARE = 24 << 20  # bytes of a slab of W that stay in L2 beside everything else (50 MB on an H100 or H200)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["nnz"])
 def _spmm(
-    values, indices, offsets, W, out, k, nnz: tl.int64, d_sae, d, W_stride: tl.int64,
+    values, indices, offsets, W, out, k, nnz: tl.int64, d_sae, d, W_stride,
     RAGGED: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     inside = columns < d
     start, end = row_bounds(offsets, row, k, nnz, RAGGED)
-    sums = tl.zeros((BLOCK_K, BLOCK_D), tl.float32)
+    sums = tl.zeros((BLOCK_D,), tl.float32)
     for first in range(start, end, BLOCK_K):
         slots = first + tl.arange(0, BLOCK_K)
         value = wide(tl.load(values + slots, mask=slots < end, other=0.0))
@@ -40,21 +41,25 @@ def _spmm(
         rows = W + latent.to(tl.int64)[:, None] * W_stride + columns[None, :]
         weights = wide(tl.load(rows, mask=used[:, None] & inside[None, :], other=0.0))
         value = tl.where(legal, value, float("nan"))
-        sums += value[:, None] * weights
-    tl.store(out + row * d + columns, narrow(tl.sum(sums, 0), out.dtype.element_ty), mask=inside)
+        sums += tl.sum(value[:, None] * weights, 0)
+    tl.store(out + row * d + columns, narrow(sums, out.dtype.element_ty), mask=inside)
 
 
 def configs(d_sae: int, d: int, itemsize: int) -> list[Config]:
-    """The built-in choice first: 16-byte loads by every lane of one warp, narrower where a slab would leave L2."""
-    wide = 512 // itemsize  # 32 lanes · 16 bytes
-    slab = min(next_power_of_2(d), wide)
-    first = slab if d_sae * slab * itemsize <= L2_SHARE else max(16, slab // 2)
-    choices = [Config({"BLOCK_D": first, "BLOCK_K": 8}, num_warps=1)]
-    for tile, slots, warps in ((slab, 8, 1), (slab, 4, 1), (2 * slab, 8, 2), (4 * slab, 4, 4), (slab // 2, 16, 1)):
-        config = Config({"BLOCK_D": max(16, tile), "BLOCK_K": slots}, num_warps=warps)
-        if config not in choices and tile < 2 * next_power_of_2(d):
-            choices.append(config)
-    return choices
+    """The built-in choice first: 16-byte loads by every lane of a warp, and the widest slab of W that stays in L2, down
+    to a cache line of each row."""
+    line, widest = 128 // itemsize, min(next_power_of_2(d), 512 // itemsize)
+    first = widest
+    while first > line and d_sae * first * itemsize > L2_SHARE:
+        first //= 2
+    tiles = [(first, 8, 1), (widest, 8, 1), (widest, 4, 1), (widest, 16, 1), (widest // 2, 8, 1), (widest // 2, 16, 1)]
+    tiles += [(widest // 4, 16, 1), (2 * widest, 8, 2)]
+    choices = [
+        Config({"BLOCK_D": max(16, width), "BLOCK_K": slots}, num_warps=warps)
+        for width, slots, warps in tiles
+        if width < 2 * next_power_of_2(d)
+    ]
+    return list(dict.fromkeys(choices))
 
 
 def size_class(d_sae: int, d: int, itemsize: int) -> str:
