@@ -27,6 +27,7 @@ def test_slots_by_latent(backend: str, size: cases.Size, draw: str, ragged: bool
     assert latent_offsets.tolist() == ends
 
 
+@pytest.mark.big
 def test_a_large_dictionary_and_many_slots(backend: str) -> None:
     indices = cases.codes(cases.Size(5000, 1, 200_000, 20), draw="zipf").indices
     latent_offsets, order, rows = ops.transpose(indices, None, 200_000, backend=backend)
