@@ -1,4 +1,7 @@
-"""Inputs that tests and benchmarks share: sizes, activations, codes, scores, layouts; fixed by their seed."""
+"""Inputs that tests and benchmarks share: sizes, activations, codes, scores, layouts; fixed by their seed.
+
+They are drawn on the CPU, so that they are the same everywhere, and moved to torch's default device.
+"""
 
 from __future__ import annotations
 
@@ -49,14 +52,36 @@ def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def on_default_device(tensor: Tensor) -> Tensor:
+    """Where tests of a GPU want it: `torch.set_default_device("cuda")` is in force there."""
+    return tensor.to(torch.get_default_device())
+
+
+def everyone() -> Tensor:
+    """What `linear_topk` takes for a selection among all latents."""
+    return torch.empty(0, dtype=torch.bool)
+
+
+def some(n: int, share: float, seed: int = 0) -> Tensor:
+    """A random mask of n latents."""
+    return on_default_device(torch.rand(n, generator=generator(seed), device="cpu") < share)
+
+
+def permutation(n: int, seed: int = 0) -> Tensor:
+    """0 … n-1 in random order, int32."""
+    return on_default_device(torch.randperm(n, generator=generator(seed), device="cpu").int())
+
+
 def normal(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0, scale: float = 1.0) -> Tensor:
     """Gaussian, rounded to `dtype`."""
-    return (torch.randn(*shape, generator=generator(seed)) * scale).to(dtype)
+    drawn = torch.randn(*shape, generator=generator(seed), device="cpu") * scale
+    return on_default_device(drawn.to(dtype))
 
 
 def integers(*shape: int, low: int = -3, high: int = 3, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
     """Small integers: their sums of products are exact in every dtype, so ties are ties on every backend."""
-    return torch.randint(low, high + 1, shape, generator=generator(seed)).to(dtype)
+    drawn = torch.randint(low, high + 1, shape, generator=generator(seed), device="cpu")
+    return on_default_device(drawn.to(dtype))
 
 
 def dictionary(size: Size, dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -111,7 +136,14 @@ def codes(
     seed: int = 0,
 ) -> SparseCodes:
     """Codes with a fraction `empty` of empty slots; ragged ones have rows of 0 … 2k slots."""
-    source = generator(seed)
+    with torch.device("cpu"):
+        made = _codes(size, dtype, draw, ragged, empty, generator(seed))
+    return made.to(torch.get_default_device())
+
+
+def _codes(
+    size: Size, dtype: torch.dtype, draw: str, ragged: bool, empty: float, source: torch.Generator
+) -> SparseCodes:
     offsets = None
     count = size.n * size.k
     if ragged:
@@ -166,7 +198,9 @@ SCORES: dict[str, Callable[[int, int, torch.Generator], Tensor]] = {
 
 def scores(kind: str, n: int, m: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
     """(n, m) scores of one kind, rounded to `dtype`."""
-    return SCORES[kind](n, m, generator(seed)).to(dtype)
+    with torch.device("cpu"):
+        made = SCORES[kind](n, m, generator(seed)).to(dtype)
+    return on_default_device(made)
 
 
 def layouts(tensor: Tensor) -> dict[str, Tensor]:

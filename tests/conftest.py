@@ -21,8 +21,11 @@ for folder in (
 
 from sae_kernels.kernels import _cpu  # noqa: E402
 
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what `poison`'s deterministic mode asks of cuBLAS
+
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"  # a process of its own, for the Triton kernels alone
-BACKENDS = ("triton",) if INTERPRETING else ("reference", "cpu")
+GPU = not INTERPRETING and torch.cuda.is_available()
+BACKENDS = ("triton",) if INTERPRETING else ("reference", "cpu", "triton") if GPU else ("reference", "cpu")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -60,14 +63,32 @@ def one_thread() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def ready_for(name: str) -> Iterator[str]:
+    """The reference and the interpreter on one thread, the C++ kernels on as many as torch gives. The Triton kernels'
+    tensors lie on the GPU, where there is one: what a test makes meanwhile, it makes there."""
+    if name == "cpu":
+        require_cpu()
+    with contextlib.ExitStack() as during:
+        if name in ("reference", "triton"):
+            during.enter_context(running_on(1))
+        if name == "triton" and GPU:
+            during.enter_context(torch.device("cuda"))
+        yield name
+
+
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Every backend of this machine: the reference and the interpreter on one thread, the C++ kernels on as many as
-    torch gives."""
-    if request.param == "cpu":
-        require_cpu()
-    with running_on(1) if request.param in ("reference", "triton") else contextlib.nullcontext():
-        yield request.param
+    """Every backend of this machine."""
+    with ready_for(request.param) as name:
+        yield name
+
+
+@pytest.fixture(params=[name for name in BACKENDS if name != "reference"])
+def fast(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every backend of this machine but the reference, which is PyTorch and checks less."""
+    with ready_for(request.param) as name:
+        yield name
 
 
 @pytest.fixture(params=DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))

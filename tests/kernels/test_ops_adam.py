@@ -14,7 +14,7 @@ from bench import cases
 ops = torch.ops.sae_kernels
 M, D = 23, 17
 BETAS, EPS = (0.9, 0.999), 1e-8
-RATES = torch.tensor([1e-2 * 0.9**t for t in range(12)], dtype=torch.float64)
+RATES = [1e-2 * 0.9**t for t in range(12)]
 
 
 class State:
@@ -29,7 +29,8 @@ class State:
         last = None if rows is None else self.last_step
         state = (self.param, self.exp_avg, self.exp_avg_sq)
         extras = (options.get("unit_norm", False), options.get("remove_parallel", False))
-        ops.adam_rows(*state, grad, rows, last, RATES, t, *BETAS, EPS, *extras, backend=options["backend"])
+        rates = torch.tensor(RATES, dtype=torch.float64)
+        ops.adam_rows(*state, grad, rows, last, rates, t, *BETAS, EPS, *extras, backend=options["backend"])
 
 
 def gradient(t: int, dtype: torch.dtype) -> Tensor:
@@ -41,7 +42,7 @@ def truth(start: Tensor, grads: list[Tensor], unit_norm: bool, remove_parallel: 
     p = start.double().clone().requires_grad_()
     optimiser = torch.optim.Adam([p], lr=1.0, betas=BETAS, eps=EPS, foreach=False)
     for t, grad in enumerate(grads):
-        optimiser.param_groups[0]["lr"] = RATES[t].item()
+        optimiser.param_groups[0]["lr"] = RATES[t]
         with torch.no_grad():
             g = grad.double().clone()
             if remove_parallel:
@@ -73,7 +74,7 @@ def test_skipped_rows_catch_up_exactly(backend: str, unit_norm: bool, remove_par
     options = {"unit_norm": unit_norm, "remove_parallel": remove_parallel, "backend": backend}
     lazy, every = State(torch.float32), State(torch.float32)
     for t in range(1, 9):
-        rows = torch.randperm(M, generator=cases.generator(t))[: 2 * t].int()
+        rows = cases.permutation(M, seed=t)[: 2 * t]
         grad = torch.zeros(M, D)
         grad[rows.long()] = gradient(t, torch.float32)[rows.long()]
         lazy.step(t, grad[rows.long()], rows, **options)

@@ -12,13 +12,12 @@ from torch import Tensor
 from bench import cases
 
 ops = torch.ops.sae_kernels
-NONE = torch.empty(0, dtype=torch.bool)
 SIZE = cases.Size(257, 67, 1500, 21)
 
 
 def _adam(dtype: torch.dtype, backend: str) -> list[Tensor]:
     state = [cases.normal(1500, 67, dtype=dtype, seed=1), torch.zeros(1500, 67), torch.zeros(1500, 67)]
-    rows = torch.randperm(1500, generator=cases.generator(0))[:700].int()
+    rows = cases.permutation(1500)[:700]
     last = torch.arange(1500) % 4
     lrs = torch.full((5,), 1e-3, dtype=torch.float64)
     grad = cases.normal(700, 67, dtype=dtype, seed=2)
@@ -53,7 +52,7 @@ def run(op: str, dtype: torch.dtype, ragged: bool, backend: str) -> Iterable[Ten
         "prefix_decode": lambda: [ops.prefix_decode(values, indices, offsets, W, [7, 800, 1500], **on)],
         "topk": lambda: ops.topk(X @ W.mT, 30, **on),
         "linear_topk": lambda: ops.linear_topk(
-            X, W, b, [30, 90], [True, False], [NONE, torch.arange(1500) % 7 == 0], **on
+            X, W, b, [30, 90], [True, False], [cases.everyone(), torch.arange(1500) % 7 == 0], **on
         ),
         "linear_threshold": lambda: ops.linear_threshold(X, W, b, torch.tensor(3.0), **on),
         "linear_batch_topk": lambda: ops.linear_batch_topk(X, W, b, 257 * 21, True, **on),

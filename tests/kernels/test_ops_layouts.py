@@ -9,7 +9,6 @@ from support.compare import assert_same
 from bench import cases
 
 ops = torch.ops.sae_kernels
-NONE = torch.empty(0, dtype=torch.bool)
 SIZE = cases.Size(13, 18, 50, 4)
 LAYOUTS = sorted(cases.layouts(torch.zeros(1, 1)))
 LAYOUT = pytest.mark.parametrize("layout", LAYOUTS)
@@ -50,7 +49,7 @@ def test_selections(backend: str, dtype: torch.dtype, layout: str) -> None:
     laid = cases.layouts(x)[layout], cases.layouts(W)[layout], b.repeat_interleave(2)[::2]
     theta = torch.tensor(3.0)
     for op, extra in (
-        (ops.linear_topk, ([4, 9], [True, False], [NONE, torch.arange(100)[::2] % 3 == 0])),
+        (ops.linear_topk, ([4, 9], [True, False], [cases.everyone(), torch.arange(100)[::2] % 3 == 0])),
         (ops.linear_threshold, (theta,)),
         (ops.linear_threshold, (torch.arange(100.0)[::2] % 5,)),
         (ops.linear_batch_topk, (60, True)),
@@ -78,10 +77,10 @@ def test_stride_zero(backend: str, dtype: torch.dtype) -> None:
         found = ops.spmm(one_value, same_index, None, W, **on)
         assert_same(found, ops.spmm(one_value.contiguous(), same_index.contiguous(), None, W.contiguous(), **on))
         x = row.expand(13, 18)
-        found = ops.linear_topk(x, W, None, [5], [True], [NONE], **on)
+        found = ops.linear_topk(x, W, None, [5], [True], [cases.everyone()], **on)
         for mine, theirs in zip(
             found,
-            ops.linear_topk(x.contiguous(), W.contiguous(), None, [5], [True], [NONE], **on),
+            ops.linear_topk(x.contiguous(), W.contiguous(), None, [5], [True], [cases.everyone()], **on),
             strict=True,
         ):
             assert_same(mine, theirs, signed_zeros=False)

@@ -13,7 +13,6 @@ from torch import Tensor
 from bench import cases
 
 ops = torch.ops.sae_kernels
-NONE = torch.empty(0, dtype=torch.bool)
 SIZES = [*cases.SMALL, *cases.EMPTY, cases.ORDINARY]
 
 
@@ -30,8 +29,9 @@ def inputs(size: cases.Size, dtype: torch.dtype, exact: bool = False) -> tuple[T
 
 
 def top_k(
-    x: Tensor, W: Tensor, b: Tensor | None, k: int, backend: str, relu: bool = True, among: Tensor = NONE
+    x: Tensor, W: Tensor, b: Tensor | None, k: int, backend: str, relu: bool = True, among: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
+    among = cases.everyone() if among is None else among
     return tuple(ops.linear_topk(x, W, b, [k], [relu], [among], backend=backend))
 
 
@@ -77,11 +77,11 @@ def test_several_selections_share_one_pass(backend: str, dtype: torch.dtype) -> 
     size = cases.ORDINARY
     x, W, b = inputs(size, dtype, exact=True)
     z = dense.pre_acts(x, W, b)
-    mask = torch.rand(size.d_sae, generator=cases.generator(5)) < 0.3
+    mask = cases.some(size.d_sae, 0.3, seed=5)
     few = torch.zeros(size.d_sae, dtype=torch.bool)
     few[[4, 200]] = True
     nobody = torch.zeros(size.d_sae, dtype=torch.bool)
-    ks, masks = [7, 20, 28, 5, 3], [NONE, mask, NONE, few, nobody]
+    ks, masks = [7, 20, 28, 5, 3], [cases.everyone(), mask, cases.everyone(), few, nobody]
     out = ops.linear_topk(x, W, b, ks, [False] * 5, masks, backend=backend)
     assert len(out) == 10
     for k, among, values, indices in zip(ks, masks, out[::2], out[1::2], strict=True):
@@ -169,20 +169,20 @@ def test_batch_topk_of_none_one_and_all(backend: str, count: int) -> None:
         assert values.item() == z.max()
 
 
-@pytest.mark.parametrize("among", [NONE, torch.arange(301) % 2 == 0], ids=["all", "masked"])
-def test_non_finite_pre_acts_rank_as_in_torch_topk(backend: str, dtype: torch.dtype, among: Tensor) -> None:
+@pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
+def test_non_finite_pre_acts_rank_as_in_torch_topk(backend: str, dtype: torch.dtype, masked: bool) -> None:
     """Pre-acts given by b alone: NaN first, then +inf … -inf. ReLU leaves NaN a NaN."""
     size = cases.ORDINARY
     z = cases.scores("nan_inf", 1, size.d_sae, dtype)
     x, W = torch.zeros(3, 4, dtype=dtype), torch.zeros(size.d_sae, 4, dtype=dtype)
-    allowed = among if among.numel() else None
+    allowed = torch.arange(301) % 2 == 0 if masked else None
     for k in (3, 60, 120, 150):
-        values, indices = top_k(x, W, z[0], k, backend, relu=False, among=among)
+        values, indices = top_k(x, W, z[0], k, backend, relu=False, among=allowed)
         expected = dense.top_k_indices(z, k, allowed)[0]
         for n in range(3):
             assert sorted(indices[n].tolist()) == sorted(expected)
         assert_same(values, z.expand(3, -1).gather(1, indices.long()))
-        clipped, where = top_k(x, W, z[0], k, backend, among=among)
+        clipped, where = top_k(x, W, z[0], k, backend, among=allowed)
         assert_same(clipped, z.expand(3, -1).gather(1, where.long()).relu())
     values, indices, offsets = ops.linear_threshold(x, W, z[0], torch.tensor(0.5), backend=backend)
     assert slots(indices, offsets) == [[i for i, v in enumerate(z[0].tolist()) if not v <= 0.5]] * 3

@@ -13,20 +13,21 @@ from torch import Tensor
 from bench import cases
 
 ops = torch.ops.sae_kernels
-NONE = torch.empty(0, dtype=torch.bool)
 SIZE = cases.Size(23, 30, 90, 8)
-MASK = torch.arange(90) % 3 == 0
 
 Run = Callable[..., list[tuple[Tensor, Tensor, Tensor | None]]]  # x, W, b, backend -> codes of each selection
 
 
 def _several(x: Tensor, W: Tensor, b: Tensor | None, backend: str) -> list[tuple[Tensor, Tensor, Tensor | None]]:
-    out = ops.linear_topk(x, W, b, [8, 40], [True, True], [NONE, MASK], backend=backend)
+    among = [cases.everyone(), torch.arange(90) % 3 == 0]
+    out = ops.linear_topk(x, W, b, [8, 40], [True, True], among, backend=backend)
     return [(out[0], out[1], None), (out[2], out[3], None)]
 
 
 RUNS: dict[str, Run] = {
-    "topk": lambda x, W, b, backend: [(*ops.linear_topk(x, W, b, [8], [True], [NONE], backend=backend), None)],
+    "topk": lambda x, W, b, backend: [
+        (*ops.linear_topk(x, W, b, [8], [True], [cases.everyone()], backend=backend), None)
+    ],
     "several": _several,
     "threshold": lambda x, W, b, backend: [ops.linear_threshold(x, W, b, torch.tensor(0.7), backend=backend)],
     "batch_topk": lambda x, W, b, backend: [ops.linear_batch_topk(x, W, b, 1100, True, backend=backend)],
@@ -96,7 +97,7 @@ def test_one_of_several_selections_may_go_unused(backend: str) -> None:
     first[0].sum().backward()
     used = W.grad
     W.grad = None
-    ops.linear_topk(x, W, b, [8], [True], [NONE], backend=backend)[0].sum().backward()
+    ops.linear_topk(x, W, b, [8], [True], [cases.everyone()], backend=backend)[0].sum().backward()
     assert torch.equal(used, W.grad)  # pyright: ignore[reportArgumentType]
 
 
@@ -105,7 +106,7 @@ def test_slots_set_to_zero_by_the_relu_pass_nothing(backend: str) -> None:
     W = -torch.ones(5, 3)
     W[1] = 1
     leaves = [t.requires_grad_() for t in (x, W, torch.zeros(5))]
-    values, _ = ops.linear_topk(*leaves, [4], [True], [NONE], backend=backend)
+    values, _ = ops.linear_topk(*leaves, [4], [True], [cases.everyone()], backend=backend)
     values.sum().backward()
     x_grad, W_grad, b_grad = (t.grad for t in leaves)
     assert x_grad is not None
@@ -118,7 +119,7 @@ def test_slots_set_to_zero_by_the_relu_pass_nothing(backend: str) -> None:
 
 def test_an_infinite_gradient_dies_in_an_empty_slot(backend: str) -> None:
     x, W = torch.ones(1, 2, requires_grad=True), -torch.ones(3, 2)
-    values, _ = ops.linear_topk(x, W, None, [2], [True], [NONE], backend=backend)
+    values, _ = ops.linear_topk(x, W, None, [2], [True], [cases.everyone()], backend=backend)
     values.backward(torch.tensor([[float("inf"), float("nan")]]))
     assert x.grad is not None
     assert x.grad.tolist() == [[0, 0]]

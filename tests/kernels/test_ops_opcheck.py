@@ -9,7 +9,6 @@ from torch import Tensor
 from bench import cases
 from sae_kernels.kernels import OPS
 
-NONE = torch.empty(0, dtype=torch.bool)
 SIZE = cases.Size(6, 5, 20, 3)
 
 
@@ -33,8 +32,8 @@ def samples(op: str) -> list[tuple]:
     calls: dict[str, list[tuple]] = {
         "topk": [(x, 2)],
         "linear_topk": [
-            (x, W, b, [3], [True], [NONE]),
-            (x, W, None, [3, 4], [True, False], [NONE, torch.arange(20) > 11]),
+            (x, W, b, [3], [True], [cases.everyone()]),
+            (x, W, None, [3, 4], [True, False], [cases.everyone(), torch.arange(20) > 11]),
         ],
         "linear_threshold": [(x, W, b, torch.tensor(0.5)), (x.detach(), W, None, torch.zeros(20))],
         "linear_batch_topk": [(x, W, b, 18, True), (x, W, None, 3, False)],

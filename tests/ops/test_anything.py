@@ -43,7 +43,7 @@ def test_encode_and_decode(
     W = cases.layouts(cases.integers(m, d, dtype=dtype, seed=seed + 10))[layouts[1]].requires_grad_()
     W_dec = cases.layouts(cases.normal(m, d, dtype=dtype, seed=seed + 20))[layouts[2]].requires_grad_()
     z = dense.pre_acts(x.detach(), W.detach(), None)
-    mask = torch.rand(m, generator=cases.generator(seed)) < 0.5
+    mask = cases.some(m, 0.5, seed)
     selection = {
         "topk": sk.TopK(k, relu),
         "masked": sk.TopK(k, relu, among=mask),

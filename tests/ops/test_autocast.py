@@ -24,7 +24,7 @@ def test_forward_and_backward(backend: str, name: str, autocast: torch.dtype) ->
         codes = sk.encode(x, W_enc, b_enc, SELECTIONS[name], backend=backend)
         return codes, sk.decode(codes, W_dec, b_dec, backend=backend)
 
-    with torch.autocast("cpu", autocast):
+    with torch.autocast(torch.get_default_device().type, autocast):
         codes, y = step(*leaves)
     plain_codes, plain = step(*cast)
     assert codes.values.dtype == y.dtype == autocast
@@ -43,14 +43,14 @@ def test_parameters_may_differ_in_dtype_there(backend: str) -> None:
     """Master weights in float32, activations in bfloat16: what mixed training has."""
     W, b, _, _ = cases.dictionary(SIZE)
     x = cases.normal(5, SIZE.d, dtype=torch.bfloat16)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, torch.bfloat16):
         assert sk.encode(x, W, b, 4, backend=backend).values.dtype == torch.bfloat16
 
 
 def test_float64_is_left_alone_and_autocast_off_changes_nothing(backend: str) -> None:
     W, b, _, _ = cases.dictionary(SIZE)
     x = cases.normal(5, SIZE.d)
-    with torch.autocast("cpu", torch.bfloat16, enabled=False):
+    with torch.autocast(torch.get_default_device().type, torch.bfloat16, enabled=False):
         assert sk.encode(x, W, b, 4, backend=backend).values.dtype == torch.float32
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, torch.bfloat16):
         assert sk.encode(x.double(), W.double(), b.double(), 4, backend="reference").values.dtype == torch.float64

@@ -224,21 +224,27 @@ def test_refused_with_what_was_found_and_expected(name: str) -> None:
 
 
 @pytest.mark.parametrize("index", [-1, M, 2**31 - 1])
-@pytest.mark.parametrize("call", [decode, lambda c: sk.prefix_decode(c, W, None, [M])], ids=["decode", "prefix_decode"])
-def test_an_index_outside_the_dictionary(backend: str, call: Callable, index: int) -> None:
+@pytest.mark.parametrize(
+    "call", [decode, lambda c, W: sk.prefix_decode(c, W, None, [M])], ids=["decode", "prefix_decode"]
+)
+def test_an_index_outside_the_dictionary(
+    backend: str, call: Callable, index: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAE_KERNELS_CHECK_INDICES", "1")  # on a GPU only then
     indices = torch.zeros(N, 2, dtype=torch.int32)
     indices[2, 1] = index
     with (
         sk.use(backend),
         pytest.raises(IndexRangeError, match=rf"indices\[2, 1\] = {index}, expected 0 <= index < {M}"),
     ):
-        call(sk.SparseCodes(torch.ones(N, 2), indices, M))
+        call(sk.SparseCodes(torch.ones(N, 2), indices, M), torch.ones(M, D))
 
 
-def test_a_ragged_code_whose_offsets_lie(backend: str) -> None:
+def test_a_ragged_code_whose_offsets_lie(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAE_KERNELS_CHECK_INDICES", "1")
     bad = sk.SparseCodes(torch.ones(3), torch.zeros(3, dtype=torch.int32), M, torch.tensor([0, 2, 9]))
     with sk.use(backend), pytest.raises(IndexRangeError, match="offsets"):
-        decode(bad)
+        decode(bad, torch.ones(M, D))
 
 
 def test_errors_are_also_the_builtin_a_caller_would_catch() -> None:

@@ -14,7 +14,7 @@ SIZE = cases.ORDINARY
 
 
 @pytest.fixture
-def weights() -> tuple[torch.Tensor, torch.Tensor]:
+def weights(backend: str) -> tuple[torch.Tensor, torch.Tensor]:
     W, b, _, _ = cases.dictionary(SIZE)
     return W, b
 
