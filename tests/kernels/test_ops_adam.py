@@ -15,6 +15,16 @@ ops = torch.ops.sae_kernels
 M, D = 23, 17
 BETAS, EPS = (0.9, 0.999), 1e-8
 RATES = [1e-2 * 0.9**t for t in range(12)]
+BIG = pytest.mark.big
+EXTRAS = pytest.mark.parametrize(
+    ("unit_norm", "remove_parallel"),
+    [
+        pytest.param(False, False, id="plain"),
+        pytest.param(True, False, id="unit-norm", marks=BIG),
+        pytest.param(False, True, id="parallel-removed", marks=BIG),
+        pytest.param(True, True, id="unit-norm-parallel-removed"),
+    ],
+)
 
 
 class State:
@@ -55,8 +65,7 @@ def truth(start: Tensor, grads: list[Tensor], unit_norm: bool, remove_parallel: 
     return p.detach()
 
 
-@pytest.mark.parametrize("remove_parallel", [False, True], ids=["", "parallel-removed"])
-@pytest.mark.parametrize("unit_norm", [False, True], ids=["", "unit-norm"])
+@EXTRAS
 def test_dense_form_is_torchs_adam(backend: str, dtype: torch.dtype, unit_norm: bool, remove_parallel: bool) -> None:
     state = State(dtype)
     start = state.param.clone()
@@ -67,8 +76,7 @@ def test_dense_form_is_torchs_adam(backend: str, dtype: torch.dtype, unit_norm: 
     assert_close(state.param, truth(start, grads, unit_norm, remove_parallel), factor=5)
 
 
-@pytest.mark.parametrize("remove_parallel", [False, True], ids=["", "parallel-removed"])
-@pytest.mark.parametrize("unit_norm", [False, True], ids=["", "unit-norm"])
+@EXTRAS
 def test_skipped_rows_catch_up_exactly(backend: str, unit_norm: bool, remove_parallel: bool) -> None:
     """Only touched rows step; in the end all are where dense steps with zeros would have put them."""
     options = {"unit_norm": unit_norm, "remove_parallel": remove_parallel, "backend": backend}

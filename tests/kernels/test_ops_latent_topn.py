@@ -11,6 +11,7 @@ from torch import Tensor
 from bench import cases
 
 ops = torch.ops.sae_kernels
+BIG = pytest.mark.big
 
 
 def empty(d_sae: int, n: int) -> tuple[Tensor, Tensor]:
@@ -30,8 +31,8 @@ def truth(batches: list[tuple[Tensor, Tensor, Tensor | None, int]], d_sae: int, 
 
 
 @pytest.mark.parametrize("ragged", [False, True], ids=["fixed", "ragged"])
-@pytest.mark.parametrize("draw", cases.DRAWS)
-@pytest.mark.parametrize("n", [1, 3, 20])
+@pytest.mark.parametrize("draw", ["uniform", "one_latent", *(pytest.param(d, marks=BIG) for d in ("zipf", "hot"))])
+@pytest.mark.parametrize("n", [1, pytest.param(3, marks=BIG), 20])
 def test_a_stream_of_batches(backend: str, dtype: torch.dtype, draw: str, n: int, ragged: bool) -> None:
     size = cases.Size(19, 1, 40, 5)
     best_values, best_tokens = empty(size.d_sae, n)

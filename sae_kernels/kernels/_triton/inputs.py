@@ -52,7 +52,7 @@ def matrix(tensor: Tensor, what: str = "matrix", dtype: torch.dtype | None = Non
     if tensor.dim() != 2:
         raise ShapeError(f"{what} is {describe(tensor)}, expected a matrix")
     if dtype is not None and tensor.dtype != dtype:
-        raise DtypeError(f"{what} is {describe(tensor)}, expected {dtype}")
+        raise DtypeError(f"{what} is {describe(tensor)}, expected {str(dtype).removeprefix('torch.')}")
     tensor = plain(tensor)
     return tensor if tensor.shape[1] <= 1 or tensor.stride(1) == 1 else tensor.contiguous()
 
@@ -60,7 +60,7 @@ def matrix(tensor: Tensor, what: str = "matrix", dtype: torch.dtype | None = Non
 def flat(tensor: Tensor, what: str, dtype: torch.dtype) -> Tensor:
     """A tensor as one contiguous array."""
     if tensor.dtype != dtype:
-        raise DtypeError(f"{what} is {describe(tensor)}, expected {dtype}")
+        raise DtypeError(f"{what} is {describe(tensor)}, expected {str(dtype).removeprefix('torch.')}")
     return plain(tensor).contiguous()
 
 
