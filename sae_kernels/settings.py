@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from contextvars import ContextVar
+from pathlib import Path
 from typing import NamedTuple
 
 
@@ -21,13 +22,22 @@ VARIABLES = {
     v.name: v
     for v in (
         Variable(
-            "SAE_KERNELS_BACKEND", "", "backend of every op, as `use()` sets it: reference, cpu, triton, …; never falls back"
+            "SAE_KERNELS_BACKEND",
+            "",
+            "backend of every op, as `use()` sets it: reference, cpu, triton, …; never falls back",
         ),
         Variable("SAE_KERNELS_ISA", "", "pins the C++ kernels to one instruction set: baseline, avx2, avx512, amx"),
         Variable(
-            "SAE_KERNELS_CHECK_INDICES", "", "1: on a GPU too, an index out of range is an error (the host waits for it)"
+            "SAE_KERNELS_CHECK_INDICES",
+            "",
+            "1: on a GPU too, an index out of range is an error (the host waits for it)",
         ),
         Variable("SAE_KERNELS_BLOCK", "", "comma-separated plugin names that are not loaded"),
+        Variable(
+            "SAE_KERNELS_CACHE",
+            "",
+            "folder of what `bench calibrate` and `bench warmup` measured (~/.cache/sae_kernels)",
+        ),
     )
 }
 
@@ -42,6 +52,18 @@ def read(name: str) -> str:
 def blocked_plugins() -> frozenset[str]:
     """Names in SAE_KERNELS_BLOCK."""
     return frozenset(filter(None, (part.strip() for part in read("SAE_KERNELS_BLOCK").split(","))))
+
+
+def cache_dir() -> Path:
+    """Where measurements of this machine are kept: SAE_KERNELS_CACHE, else sae_kernels in the user's cache directory.
+
+    The folder need not exist; it is made when something is stored.
+    """
+    chosen = read("SAE_KERNELS_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(base) / "sae_kernels"
 
 
 def chosen_backend() -> str:

@@ -40,6 +40,8 @@ class Kernel:
 
     `run(*args)` computes; `why_not(*args)` returns None where `run` would work, else the reason in a few words. Both
     take the op's arguments as listed in `sae_kernels.kernels`. Among kernels that would run, the highest priority wins.
+    `estimate(*args)`, where given, predicts the milliseconds of `run(*args)` from shapes alone (no look at the data, a
+    few microseconds): where two kernels have one and the second is clearly the cheaper, it runs instead.
     """
 
     op: str
@@ -47,6 +49,7 @@ class Kernel:
     run: Target
     why_not: Target
     priority: int = 0
+    estimate: Target | None = None
 
     @property
     def name(self) -> str:

@@ -1,8 +1,8 @@
 """Choosing a kernel: who would run an op on these arguments, who wouldn't, and why.
 
 Every op is a torch op `torch.ops.sae_kernels.<op>`. Its implementation, for every device, is `_Dispatch`: pick a kernel
-(argument > `use()` > environment > priority), run it. The choice is made when the op runs, so compiled graphs obey it
-too.
+(argument > `use()` > environment > priority, unless another kernel is estimated to be cheaper), run it. The choice is
+made when the op runs, so compiled graphs obey it too.
 """
 
 from __future__ import annotations
@@ -20,19 +20,23 @@ from .. import registry, settings
 from ..errors import BackendError, describe, unknown
 from ..plugins import plugins
 from ..specs import Kernel, resolve
+from ._cost.constants import in_force
 
+MOST_DECISIONS = 4096  # by sizes; ragged codes bring a new one with every batch
 _LIBRARY = torch.library.Library("sae_kernels", "DEF")  # lives as long as the process: dropping it unregisters the ops
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One line of an explanation: a backend, and why it declines (None: it would run)."""
+    """One line of an explanation: a backend, why it declines (None: it would run), and what it is thought to take."""
 
     backend: str
     reason: str | None
+    estimated_ms: float | None = None
 
     def __str__(self) -> str:
-        return f"{self.backend}: {self.reason or 'would run'}"
+        estimate = "" if self.estimated_ms is None else f" (estimated {_milliseconds(self.estimated_ms)})"
+        return f"{self.backend}: {self.reason or 'would run'}{estimate}"
 
 
 @dataclass(frozen=True)
@@ -50,28 +54,94 @@ class Explanation:
         return "\n".join(lines + [f"  {candidate}" for candidate in self.candidates])
 
 
-@functools.lru_cache(maxsize=256)
-def _loaded(kernel: Kernel) -> tuple[Callable[..., Any], Callable[..., str | None]]:
-    return resolve(kernel.run), resolve(kernel.why_not)
+def _milliseconds(ms: float) -> str:
+    return f"{ms:.0f} ms" if ms >= 100 else f"{ms:.1f} ms" if ms >= 1 else f"{ms:.3f} ms"
+
+
+_LOADED: dict[int, tuple[Kernel, Callable[..., Any], Callable[..., str | None]]] = {}
+
+
+def _loaded(kernel: Kernel) -> tuple[Kernel, Callable[..., Any], Callable[..., str | None]]:
+    """(kernel, run, why_not). By identity: hashing a description takes longer than all else here."""
+    found = _LOADED.get(id(kernel))
+    if found is None or found[0] is not kernel:
+        found = _LOADED[id(kernel)] = (kernel, resolve(kernel.run), resolve(kernel.why_not))
+    return found
+
+
+@dataclass(frozen=True)
+class _Candidates:
+    """The kernels of an op, best first; those with an estimate, where there are two to compare; what was decided."""
+
+    kernels: tuple[Kernel, ...]
+    rivals: tuple[Kernel, ...]
+    decisions: dict[tuple[Any, ...], Kernel]
 
 
 @functools.lru_cache(maxsize=256)
-def _candidates(op: str, generation: int) -> tuple[Kernel, ...]:
+def _candidates(op: str, generation: int) -> _Candidates:
     mine = [registry.kernels.get(name) for name in registry.kernels.names() if name.startswith(f"{op}/")]
-    return tuple(sorted(mine, key=lambda kernel: -kernel.priority))
+    mine.sort(key=lambda kernel: -kernel.priority)
+    estimated = tuple(kernel for kernel in mine if kernel.estimate is not None)
+    return _Candidates(tuple(mine), estimated if len(estimated) > 1 else (), {})
 
 
 def candidates(op: str) -> tuple[Kernel, ...]:
     """The registered kernels of an op, best first."""
-    return _candidates(op, plugins().generation)
+    return _candidates(op, plugins().generation).kernels
+
+
+def forget_decisions() -> None:
+    """Compare estimates anew: the constants behind them have changed."""
+    _candidates.cache_clear()
 
 
 def _why_not(kernel: Kernel, args: Sequence[Any]) -> str | None:
     """The kernel's own answer; one that cannot even be imported declines with that reason."""
     try:
-        return _loaded(kernel)[1](*args)
+        return _loaded(kernel)[2](*args)
     except ImportError as error:
         return f"cannot be imported: {error}"
+
+
+def _estimate(kernel: Kernel, args: Sequence[Any]) -> float | None:
+    """Milliseconds, or None: an estimate that cannot be made (of arguments the kernel will refuse, say) stands in
+    nobody's way."""
+    try:
+        return None if kernel.estimate is None else float(resolve(kernel.estimate)(*args))
+    except Exception:
+        return None
+
+
+def _cheaper(first: Kernel, among: _Candidates, args: Sequence[Any]) -> Kernel:
+    """`first`, whose priority is the highest, or the kernel that is estimated to beat it on these arguments.
+
+    Decided once for each combination of sizes: later calls look it up.
+    """
+    key: list[Any] = [first.backend, args[0].dtype, args[0].get_device()]
+    for arg in args:
+        key.append(arg.shape if isinstance(arg, Tensor) else tuple(arg) if isinstance(arg, list) else arg)
+    sizes = tuple(key)
+    rival = among.decisions.get(sizes)
+    if rival is None:
+        if len(among.decisions) >= MOST_DECISIONS:
+            among.decisions.clear()
+        rival = among.decisions[sizes] = _decide(first, among.rivals, args)
+    return first if rival is first or _why_not(rival, args) is not None else rival
+
+
+def _decide(first: Kernel, rivals: Sequence[Kernel], args: Sequence[Any]) -> Kernel:
+    """The cheapest willing kernel that beats `first` by the device's margin, else `first`."""
+    mine = _estimate(first, args)
+    if mine is None:
+        return first
+    margin = in_force(args[0].device).margin
+    timed = [(_estimate(kernel, args), kernel) for kernel in rivals if kernel is not first]
+    better = [(ms, kernel) for ms, kernel in timed if ms is not None and ms < margin * mine]
+    for _, kernel in sorted(better, key=lambda pair: pair[0]):
+        if _why_not(kernel, args) is None:
+            return kernel
+    return first
 
 
 def _show(names: Sequence[str], args: Sequence[Any]) -> str:
@@ -89,10 +159,21 @@ def _show(names: Sequence[str], args: Sequence[Any]) -> str:
 def explain(op: str, names: Sequence[str], args: Sequence[Any], backend: str = "") -> Explanation:
     """Ask every candidate of an op about these arguments."""
     wanted = backend or settings.chosen_backend()
-    answers = tuple(Candidate(kernel.backend, _why_not(kernel, args)) for kernel in candidates(op))
-    willing = [answer.backend for answer in answers if answer.reason is None and wanted in ("", answer.backend)]
+    among = _candidates(op, plugins().generation)
+    found = among.kernels
+    reasons = [_why_not(kernel, args) for kernel in found]
+    answers = tuple(
+        Candidate(kernel.backend, reason, _estimate(kernel, args) if reason is None else None)
+        for kernel, reason in zip(found, reasons, strict=True)
+    )
+    willing = [k for k, reason in zip(found, reasons, strict=True) if reason is None and wanted in ("", k.backend)]
+    chosen = willing[0] if willing else None
     because = f"backend {wanted!r} asked for" if wanted else "highest priority among those that would run"
-    return Explanation(op, _show(names, args), answers, willing[0] if willing else None, because)
+    if chosen is not None and not wanted:
+        cheaper = _cheaper(chosen, among, args) if chosen in among.rivals else chosen
+        if cheaper is not chosen:
+            chosen, because = cheaper, f"cheapest by estimate; constants: {in_force(args[0].device).source}"
+    return Explanation(op, _show(names, args), answers, chosen.backend if chosen else None, because)
 
 
 def select(op: str, names: Sequence[str], args: Sequence[Any], backend: str = "") -> Callable[..., Any]:
@@ -103,10 +184,13 @@ def select(op: str, names: Sequence[str], args: Sequence[Any], backend: str = ""
         BackendError: it declined, or (without a choice) all did; the message holds every candidate's reason.
     """
     wanted = backend or settings.chosen_backend()
-    found = candidates(op)
+    among = _candidates(op, plugins().generation)
+    found = among.kernels
     for kernel in found:
         if wanted in ("", kernel.backend) and _why_not(kernel, args) is None:
-            return _loaded(kernel)[0]
+            if among.rivals and kernel.estimate is not None and not wanted:
+                kernel = _cheaper(kernel, among, args)
+            return _loaded(kernel)[1]
     backends = [kernel.backend for kernel in found]
     if wanted and wanted not in backends:
         raise unknown(f"backend of {op}", wanted, backends)
