@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bench import cases
 from sae_kernels.errors import BackendError, IndexRangeError, SaeKernelsError
+from sae_kernels.kernels import _dense
 from sae_kernels.kernels._cost import model
 
 ops = torch.ops.sae_kernels
@@ -46,6 +47,8 @@ def scratch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """The table in one piece, and in chunks of a row or a few."""
     if request.param is not None:
         monkeypatch.setattr(model, "SCRATCH_BYTES", request.param)
+        whole = model.chunk
+        monkeypatch.setattr(_dense, "chunk", lambda total, each, matrix: whole(total, each, 0))
 
 
 def check(size: cases.Size, dtype: torch.dtype, codes: tuple[Tensor, Tensor, Tensor | None]) -> None:

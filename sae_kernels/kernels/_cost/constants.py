@@ -42,7 +42,7 @@ class Constants:
 def _gpu(bf16: float, tf32: float, fp32: float, copy: float, cache: float) -> Constants:
     """Orders of magnitude for what was not measured: rows from L2 come 1.4 times as fast, a launch takes 4 µs."""
     gemm = {"float32": fp32, "tf32": tf32, "bfloat16": bf16, "float16": bf16}
-    return Constants(gemm, 128, copy, copy, 1.4 * copy, cache, 4e-6, 4e-11)
+    return Constants(gemm, 128, copy, copy, 1.4 * copy, cache, 4e-6, 1e-11)
 
 
 # By a part of the device's name, the first that fits. GEMM (bfloat16) and copy of H200 and H100 are measured, the rest

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from .constants import Constants
 
-SCRATCH_BYTES = 64 << 20  # of the chunk of a dense table
+SCRATCH_BYTES = 64 << 20  # of the chunk of a dense table; or as many as the (m, d) matrix has, if that is larger
 PAIRS = 64  # slots of a row that are compared with each other for duplicates in the time it takes to write them
 
 
@@ -33,9 +33,13 @@ class Sizes:
         return self.nnz / max(self.n, 1)
 
 
-def chunk(total: int, bytes_each: int) -> int:
-    """How many rows (or columns) of a dense table exist at a time, of `total` that take `bytes_each`: even chunks."""
-    most = max(1, SCRATCH_BYTES // max(1, bytes_each))
+def chunk(total: int, bytes_each: int, matrix_bytes: int) -> int:
+    """How many rows (or columns) of a dense table exist at a time, of `total` that take `bytes_each`: even chunks.
+
+    Few rows at a time would keep the GEMM from its rate where there are many latents; there the (m, d) matrix is large,
+    too, and one more scratch of its size is what the caller can afford.
+    """
+    most = max(1, max(SCRATCH_BYTES, matrix_bytes) // max(1, bytes_each))
     chunks = max(1, -(-total // most))
     return max(1, -(-total // chunks))
 
@@ -97,14 +101,14 @@ def _product(c: Constants, size: Sizes, rows: int, chunks: int) -> float:
 
 def spmm_dense(c: Constants, size: Sizes) -> float:
     """Chunks of tokens: table (rows, m) · W (m, d)."""
-    rows = chunk(size.n, size.m * size.itemsize)
+    rows = chunk(size.n, size.m * size.itemsize, size.m * size.d * size.itemsize)
     chunks = -(-size.n // rows)
     return 1e3 * (_table(c, size, rows * size.m * size.itemsize) + _product(c, size, rows, chunks))
 
 
 def sddmm_dense(c: Constants, size: Sizes) -> float:
     """Chunks of tokens: A (rows, d) · Bᵀ (d, m) in float32, of which the codes' positions are picked."""
-    rows = chunk(size.n, 4 * size.m)
+    rows = chunk(size.n, 4 * size.m, size.m * size.d * size.itemsize)
     chunks = -(-size.n // rows)
     picked = size.nnz * c.scatter + size.n * size.m * 4 / c.copy
     return 1e3 * (picked + _product(c, size, rows, chunks))
@@ -112,7 +116,7 @@ def sddmm_dense(c: Constants, size: Sizes) -> float:
 
 def spmm_t_dense(c: Constants, size: Sizes) -> float:
     """Chunks of latents: tableᵀ (cols, n) · X (n, d); every chunk reads all codes."""
-    cols = chunk(size.m, size.n * size.itemsize)
+    cols = chunk(size.m, size.n * size.itemsize, size.m * size.d * size.itemsize)
     chunks = -(-size.m // cols)
     table = _table(c, size, cols * size.n * size.itemsize) + 2 * chunks * _codes(c, size)
     return 1e3 * (table + _product(c, size, cols, chunks))

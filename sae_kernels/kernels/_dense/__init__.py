@@ -53,9 +53,10 @@ def table(codes: Codes, dtype: torch.dtype, window: int, drop: bool) -> Table:
     return HostTable(codes, dtype, window)
 
 
-def spans(total: int, bytes_each: int) -> Iterator[tuple[int, int]]:
-    """(first, count) of even chunks of `total` rows that take `bytes_each`, each within the scratch."""
-    step = chunk(total, bytes_each)
+def spans(total: int, bytes_each: int, matrix: Tensor) -> Iterator[tuple[int, int]]:
+    """(first, count) of even chunks of `total` lines that take `bytes_each`, each within the scratch that is allowed
+    beside the (latents, d) `matrix`."""
+    step = chunk(total, bytes_each, matrix.numel() * matrix.itemsize)
     for first in range(0, total, step):
         yield first, min(step, total - first)
 

@@ -39,7 +39,7 @@ def run(A: Tensor, B: Tensor, indices: Tensor, offsets: Tensor | None, gate: Ten
 def _on_gpu(A: Tensor, B: Tensor, codes: Codes, out: Tensor) -> None:
     from .._triton.densify import gather
 
-    for row, rows in _dense.spans(codes.n, 4 * B.shape[0]):
+    for row, rows in _dense.spans(codes.n, 4 * B.shape[0], B):
         gather(_dense.product(A[row : row + rows], B.mT), codes, codes.values, out, row)
 
 
@@ -47,7 +47,7 @@ def _on_cpu(A: Tensor, B: Tensor, codes: Codes, out: Tensor) -> None:
     at = codes.indices.flatten().long()
     at += slot_rows(codes.indices, codes.offsets) * B.shape[0]  # where each slot lies in the whole table
     ends = None if codes.offsets is None else codes.offsets.tolist()
-    for row, rows in _dense.spans(codes.n, 4 * B.shape[0]):
+    for row, rows in _dense.spans(codes.n, 4 * B.shape[0], B):
         first, last = (row * codes.k, (row + rows) * codes.k) if ends is None else (ends[row], ends[row + rows])
         scores = _dense.product(A[row : row + rows], B.mT).view(-1)
         torch.index_select(scores, 0, at[first:last] - row * B.shape[0], out=out[first:last])

@@ -25,7 +25,7 @@ def run(values: Tensor, indices: Tensor, offsets: Tensor | None, W: Tensor) -> T
     out = W.new_empty(codes.n, d)
     if out.numel() == 0 or m == 0:
         return out.zero_()
-    steps = list(_dense.spans(codes.n, m * W.itemsize))
+    steps = list(_dense.spans(codes.n, m * W.itemsize, W))
     table = _dense.table(codes, W.dtype, max(rows for _, rows in steps) * m, drop=False)
     for row, rows in steps:
         _dense.product(table.fill(row, rows, 0, m), W, out[row : row + rows])

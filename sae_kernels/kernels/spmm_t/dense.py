@@ -28,7 +28,7 @@ def run(values: Tensor, indices: Tensor, offsets: Tensor | None, X: Tensor, d_sa
     out = X.new_empty(d_sae, d)
     if out.numel() == 0 or n == 0:
         return out.zero_()
-    steps = list(_dense.spans(d_sae, n * X.itemsize))
+    steps = list(_dense.spans(d_sae, n * X.itemsize, out))
     table = _dense.table(codes, X.dtype, n * max(cols for _, cols in steps), drop=True)
     for latent, cols in steps:
         _dense.product(table.fill(0, n, latent, cols).mT, X, out[latent : latent + cols])
