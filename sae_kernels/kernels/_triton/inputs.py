@@ -16,14 +16,22 @@ from .._reference import check_indices, check_offsets
 from . import interpreting
 
 
+def _quiet() -> contextlib.AbstractContextManager[Any]:
+    """The interpreter's arithmetic is NumPy's, which warns of inf · 0 and overflow; kernels mean them."""
+    if not interpreting():
+        return contextlib.nullcontext()
+    import numpy
+
+    return numpy.errstate(all="ignore")
+
+
 def launches(run: Callable[..., Any]) -> Callable[..., Any]:
     """Decorates a kernel's `run`: Triton launches on the current device, which must be the tensors'."""
 
     @functools.wraps(run)
     def on_device(*args: Any) -> Any:
         device = args[0].device
-        guard = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-        with guard:
+        with torch.cuda.device(device) if device.type == "cuda" else _quiet():
             return run(*args)
 
     return on_device
