@@ -4,6 +4,7 @@ Rounded to the parameter's dtype after every step, and with step sizes that depe
 gives the bits that stepping would have given. The bias corrections of all steps lie in a table, made once in float64.
 """
 
+# pyright: reportInvalidTypeForm=false, reportArgumentType=false, reportOperatorIssue=false
 from __future__ import annotations
 
 import functools

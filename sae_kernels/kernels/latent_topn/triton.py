@@ -5,6 +5,7 @@ beat, or else the old entry that as many places further up as new slots went in 
 beats the last entry, as most are once lists are full, costs its loads alone.
 """
 
+# pyright: reportInvalidTypeForm=false, reportArgumentType=false, reportOperatorIssue=false
 from __future__ import annotations
 
 import torch
@@ -103,6 +104,8 @@ def run(
     codes = Codes(values, indices, offsets, d_sae, values.dtype)
     if codes.nnz == 0 or codes.n == 0 or best_values.numel() == 0:
         return
-    by_latent = torch.ops.sae_kernels.transpose(codes.indices, codes.offsets, d_sae, backend="triton")
+    latent_offsets, order, rows = torch.ops.sae_kernels.transpose(codes.indices, codes.offsets, d_sae, backend="triton")
     config = pick("latent_topn", f"n<={next_power_of_2(n)}", configs(n))
-    _latent_topn[(d_sae,)](best_values, best_tokens, codes.values, *by_latent, first_token, n, **config.meta)
+    _latent_topn[(d_sae,)](
+        best_values, best_tokens, codes.values, latent_offsets, order, rows, first_token, n, **config.meta
+    )  # fmt: skip

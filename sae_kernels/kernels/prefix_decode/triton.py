@@ -4,6 +4,7 @@ A program keeps the sums of up to GROUP prefixes; more are split over programs, 
 largest prefix holds.
 """
 
+# pyright: reportInvalidTypeForm=false, reportArgumentType=false
 from __future__ import annotations
 
 import functools

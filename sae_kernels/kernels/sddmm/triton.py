@@ -4,6 +4,7 @@ Along d a lane keeps one sum for every slot, of its own VECTOR columns of each t
 in a fixed order. The programs of a token are neighbours in the grid: its row of A is read from memory once.
 """
 
+# pyright: reportInvalidTypeForm=false, reportArgumentType=false
 from __future__ import annotations
 
 import torch

@@ -6,6 +6,7 @@ of a block are issued together, and summed, in a fixed order, before the next: a
 hold registers that loads in flight need.
 """
 
+# pyright: reportInvalidTypeForm=false, reportArgumentType=false
 from __future__ import annotations
 
 import torch
