@@ -14,16 +14,16 @@ from sae_kernels.kernels.sddmm import triton as sddmm
 ops = torch.ops.sae_kernels
 
 
-@pytest.mark.parametrize("d", [5, 300])
+@pytest.mark.parametrize("d", [5, 80, 300])
 @pytest.mark.parametrize("ragged", [False, True], ids=["fixed", "ragged"])
 def test_every_configuration(dtype: torch.dtype, ragged: bool, d: int) -> None:
     gate, indices, offsets = cases.codes(cases.Size(2, d, 41, 11), dtype, ragged=ragged, seed=d).flat()
     A, B = cases.normal(2, d, dtype=dtype, seed=1), cases.normal(41, d, dtype=dtype, seed=2)
-    for given in (gate, None):
-        truth = dense.sddmm(A, B, indices, offsets, given)
-        for config in sddmm.configs(d, A.itemsize):
-            with tuning.forced("sddmm", config):
-                assert_close(ops.sddmm(A, B, indices, offsets, given, backend="triton"), truth)
+    truth = dense.sddmm(A, B, indices, offsets, gate)
+    for config in sddmm.configs(d, A.itemsize):
+        with tuning.forced("sddmm", config):
+            assert_close(ops.sddmm(A, B, indices, offsets, gate, backend="triton"), truth)
+    assert_close(ops.sddmm(A, B, indices, offsets, None, backend="triton"), dense.sddmm(A, B, indices, offsets, None))
 
 
 def test_a_row_longer_than_its_programs_expect() -> None:

@@ -1,7 +1,8 @@
 """`sddmm` in Triton: a program takes one token and some blocks of its slots, each a gather of BLOCK_K rows of B.
 
-Along d a lane keeps one sum for every slot, of its own VECTOR columns of each tile; lanes are added once, at the end,
-in a fixed order. The programs of a token are neighbours in the grid: its row of A is read from memory once.
+Along d a lane keeps one sum for every slot, of its own columns of each tile: neighbours where rows are read 16 bytes at
+a time, else columns LANES apart. Lanes are added once, at the end, in a fixed order. The programs of a token are
+neighbours in the grid: its row of A is read from memory once.
 """
 
 # pyright: reportInvalidTypeForm=false, reportArgumentType=false
@@ -23,7 +24,8 @@ from .._triton.tuning import Config, pick
 @triton.jit(do_not_specialize=["nnz", "parts"])
 def _sddmm(
     A, B, indices, offsets, gate, out, parts, k, nnz: tl.int64, d_sae, d, A_stride, B_stride,
-    RAGGED: tl.constexpr, GATED: tl.constexpr, VECTOR: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+    RAGGED: tl.constexpr, GATED: tl.constexpr, VECTOR: tl.constexpr, LANES: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     row = (tl.program_id(0) // parts).to(tl.int64)
     part = tl.program_id(0) % parts
@@ -37,13 +39,16 @@ def _sddmm(
         if GATED:
             used &= wide(tl.load(gate + slots, mask=slots < end, other=0.0)) != 0.0
         rows = B + latent.to(tl.int64)[:, None] * B_stride
-        sums = tl.zeros((BLOCK_K, BLOCK_D // VECTOR), tl.float32)
+        sums = tl.zeros((BLOCK_K, LANES), tl.float32)
         for left in range(0, d, BLOCK_D):
             columns = left + tl.arange(0, BLOCK_D)
             inside = columns < d
             b = wide(tl.load(rows + columns[None, :], mask=used[:, None] & inside[None, :], other=0.0))
             a = wide(tl.load(token + columns, mask=inside, other=0.0))
-            sums += tl.sum(tl.reshape(a[None, :] * b, (BLOCK_K, BLOCK_D // VECTOR, VECTOR)), 2)
+            if VECTOR > 1:
+                sums += tl.sum(tl.reshape(a[None, :] * b, (BLOCK_K, LANES, VECTOR)), 2)
+            else:
+                sums += tl.sum(tl.reshape(a[None, :] * b, (BLOCK_K, BLOCK_D // LANES, LANES)), 1)
         found = tl.where(used, tl.sum(sums, 1), tl.where(legal, 0.0, float("nan")))
         tl.store(out + slots, narrow(found, out.dtype.element_ty), mask=slots < end)
 
@@ -82,11 +87,13 @@ def run(A: Tensor, B: Tensor, indices: Tensor, offsets: Tensor | None, gate: Ten
     if codes.nnz == 0 or codes.n == 0:
         return out
     config = pick("sddmm", size_class(d, A.itemsize), configs(d, A.itemsize))
-    block_k = config.tiles["BLOCK_K"]
+    block_k, block_d = config.tiles["BLOCK_K"], config.tiles["BLOCK_D"]
+    aligned = d % 16 == 0 and A.stride(0) % 16 == 0 and B.stride(0) % 16 == 0
+    vector = 16 // A.itemsize if aligned else 1
     parts = cdiv(codes.k or cdiv(codes.nnz, codes.n), block_k)  # of a ragged row: as its mean length wants
     _sddmm[(codes.n * parts,)](
         A, B, codes.indices, codes.offsets, codes.values, out, parts, codes.k, codes.nnz, d_sae, d,
         A.stride(0), B.stride(0), RAGGED=codes.offsets is not None, GATED=gate is not None,
-        VECTOR=min(16 // A.itemsize, config.tiles["BLOCK_D"]), **config.meta,
+        VECTOR=vector, LANES=block_d // vector if aligned else min(64, block_d), **config.meta,
     )  # fmt: skip
     return out
