@@ -115,10 +115,10 @@ def _once(contender: Contender, device: torch.device) -> tuple[Tensor | None, fl
     Twice on a GPU: the first call may compile, and allocate for it.
     """
     shows = contender.shows or (lambda _: None)
-    if device.type == "cuda":
-        contender.run()
-    else:
-        return _kept(shows(contender.run())), None
+    first = contender.run()
+    if device.type != "cuda":
+        return _kept(shows(first)), None
+    del first
     torch.cuda.synchronize(device)
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
