@@ -9,6 +9,8 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 
 class Variable(NamedTuple):
     """One environment variable the package reads."""
@@ -42,6 +44,9 @@ VARIABLES = {
 }
 
 _backend: ContextVar[str] = ContextVar("sae_kernels_backend", default="")
+_CARRIED = (
+    "sae_kernels_backend"  # what PyTorch carries over into autograd's thread for a GPU, which has a context of its own
+)
 
 
 def read(name: str) -> str:
@@ -68,7 +73,14 @@ def cache_dir() -> Path:
 
 def chosen_backend() -> str:
     """The backend in force: innermost `use()`, else the environment, else "" (choose by priority)."""
-    return _backend.get() or read("SAE_KERNELS_BACKEND")
+    return _backend.get() or _of_the_backward() or read("SAE_KERNELS_BACKEND")
+
+
+def _of_the_backward() -> str:
+    """The choice in force where `.backward()` was called, in a thread that autograd runs it in; else ""."""
+    if torch._C._current_graph_task_id() < 0 or not torch._C._is_key_in_tls(_CARRIED):
+        return ""
+    return torch._C._get_obj_in_tls(_CARRIED)
 
 
 @contextlib.contextmanager
@@ -80,7 +92,9 @@ def use(backend: str) -> Iterator[None]:
     `.backward()` is called, so keep that inside the block too.
     """
     token = _backend.set(backend)
+    torch._C._stash_obj_in_tls(_CARRIED, backend)
     try:
         yield
     finally:
         _backend.reset(token)
+        torch._C._stash_obj_in_tls(_CARRIED, _backend.get())

@@ -117,7 +117,7 @@ def ragged_call(
     if isinstance(theta, Tensor):
         theta = theta.detach().to(torch.float32)
     else:
-        theta = torch.tensor(float(theta), dtype=torch.float32, device=x.device)
+        theta = torch.full((), float(theta), dtype=torch.float32, device=x.device)  # `tensor` makes the host wait
     return "linear_threshold", (x, W_enc, b_enc, theta)
 
 
