@@ -19,14 +19,14 @@ def test_every_configuration(dtype: torch.dtype, d: int) -> None:
     values, indices, offsets = cases.codes(cases.Size(3, d, 41, 19), dtype, ragged=True, seed=d).flat()
     W = cases.normal(41, d, dtype=dtype)
     truth = dense.spmm(values, indices, offsets, W)
-    for config in spmm.configs(41, d, W.itemsize):
+    for config in spmm.configs(41, d, W.itemsize, aligned=False):
         with tuning.forced("spmm", config):
             assert_close(ops.spmm(values, indices, offsets, W, backend="triton"), truth)
 
 
 @pytest.mark.parametrize(("d_sae", "first"), [(100, 256), (65_536, 128), (131_072, 64), (10**7, 64)])
 def test_the_first_choice_keeps_a_slab_in_the_cache_or_is_a_line_wide(d_sae: int, first: int) -> None:
-    assert spmm.configs(d_sae, 2304, 2)[0].tiles["BLOCK_D"] == first
+    assert spmm.configs(d_sae, 2304, 2, aligned=True)[0].tiles["BLOCK_D"] == first
 
 
 def test_unchecked_indices_give_nan_and_touch_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

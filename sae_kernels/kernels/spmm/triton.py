@@ -46,10 +46,10 @@ def _spmm(
     tl.store(out + row * d + columns, narrow(sums, out.dtype.element_ty), mask=inside)
 
 
-def configs(d_sae: int, d: int, itemsize: int) -> list[Config]:
-    """The built-in choice first: 16-byte loads by every lane of a warp, and the widest slab of W that stays in L2, down
-    to a cache line of each row."""
-    line, widest = 128 // itemsize, min(next_power_of_2(d), 512 // itemsize)
+def configs(d_sae: int, d: int, itemsize: int, aligned: bool) -> list[Config]:
+    """The built-in choice first: 16-byte loads by every lane of a warp where rows are `aligned`, and the widest slab of W
+    that stays in L2, down to a cache line of each row."""
+    line, widest = 128 // itemsize, min(next_power_of_2(d), 512 // itemsize if aligned else 128)
     first = widest
     while first > line and d_sae * first * itemsize > L2_SHARE:
         first //= 2
@@ -63,9 +63,11 @@ def configs(d_sae: int, d: int, itemsize: int) -> list[Config]:
     return list(dict.fromkeys(choices))
 
 
-def size_class(d_sae: int, d: int, itemsize: int) -> str:
+def size_class(d_sae: int, d: int, itemsize: int, aligned: bool) -> str:
     """What the best configuration depends on."""
-    return f"{itemsize} bytes, d<={next_power_of_2(d)}, d_sae<={next_power_of_2(d_sae)}"
+    return (
+        f"{itemsize} bytes{'' if aligned else ' unaligned'}, d<={next_power_of_2(d)}, d_sae<={next_power_of_2(d_sae)}"
+    )
 
 
 def why_not(values: Tensor, indices: Tensor, offsets: Tensor | None, W: Tensor) -> str | None:
@@ -82,7 +84,8 @@ def run(values: Tensor, indices: Tensor, offsets: Tensor | None, W: Tensor) -> T
     out = torch.empty(codes.n, d, dtype=W.dtype, device=W.device)
     if out.numel() == 0:
         return out
-    config = pick("spmm", size_class(d_sae, d, W.itemsize), configs(d_sae, d, W.itemsize))
+    kind = d_sae, d, W.itemsize, d % 16 == 0 and W.stride(0) % 16 == 0
+    config = pick("spmm", size_class(*kind), configs(*kind))
     grid = (codes.n, cdiv(d, config.tiles["BLOCK_D"]))
     _spmm[grid](
         codes.values, codes.indices, codes.offsets, W, out, codes.k, codes.nnz, d_sae, d, W.stride(0),
