@@ -49,7 +49,7 @@ if [ -n "$dry" ]; then
     device=interpreter
 else
     # kept as long as the machine is: what was compiled once is not compiled again by the next call
-    export TRITON_CACHE_DIR=$WORK/triton TORCHINDUCTOR_CACHE_DIR=$WORK/inductor
+    export TRITON_CACHE_DIR=$WORK/triton TORCHINDUCTOR_CACHE_DIR=$WORK/inductor SAE_KERNELS_CACHE=$WORK/cache
     export PYTHONPATH=$SITE${PYTHONPATH:+:$PYTHONPATH}
     device=$(nvidia-smi --query-gpu=name --format=csv,noheader | head -n 1 | tr '[:upper:]' '[:lower:]' |
         sed -E 's/nvidia//; s/[^a-z0-9]+/-/g; s/^-+//; s/-+$//')
@@ -64,7 +64,7 @@ has() { py -c "import importlib.util as u, sys; sys.exit(u.find_spec('$1') is No
 
 result_of() { echo "$OUT/$(date +%F)-$device-$1.txt"; }
 
-# A step that writes text ends it with "result: ok" or "result: failed".
+# A step that writes text ends it with "result: ok", "incomplete" or "failed".
 done_before() {
     local file
     [ -z "$again" ] || return 1
@@ -91,7 +91,11 @@ recorded() {
     if [ "$(wc -c <"$file")" -gt 4000000 ]; then
         tail -c 4000000 "$file" >"$file.part" && mv "$file.part" "$file"
     fi
-    if [ "$code" -eq 0 ]; then echo "result: ok"; else echo "result: failed"; fi >>"$file"
+    case $code in
+        0) echo "result: ok" ;;
+        "$MORE_TO_DO") echo "result: incomplete" ;;
+        *) echo "result: failed" ;;
+    esac >>"$file"
     return "$code"
 }
 
@@ -175,16 +179,31 @@ race() {
 }
 
 tune() {
-    local code=0 command
-    for command in "warmup --device cuda" "calibrate --device cuda"; do
+    local code=0 case_ command commands=("calibrate --device cuda")
+    for case_ in 8192,2304,65536,64 4096,768,16384,32 16384,4096,131072,64; do
+        commands+=("warmup --device cuda --shape $case_ --dtype bfloat16")
+        commands+=("warmup --device cuda --shape $case_ --dtype float32")
+    done
+    for command in "${commands[@]}"; do
         if [ -n "$dry" ]; then
             echo "would run: $PYTHON -P -m sae_kernels bench $command"
-        else
-            note "sae-kernels bench $command"
-            # shellcheck disable=SC2086  # options are words
-            timeout -k 10 "$(left)" "$PYTHON" -P -m sae_kernels bench $command || code=1
+            continue
         fi
+        if [ "$(left)" -lt 45 ]; then
+            echo "the time is up before: bench $command"
+            return $MORE_TO_DO
+        fi
+        note "sae-kernels bench $command"
+        # shellcheck disable=SC2086  # options are words
+        timeout -k 10 "$(left)" "$PYTHON" -P -m sae_kernels bench $command || code=1
     done
+    if [ -n "$dry" ]; then
+        py -m sae_kernels bench calibrate --help | grep -q -- --device || code=1
+        py -m sae_kernels bench warmup --help | grep -q -- --shape || code=1
+    else
+        note "what was stored"
+        find "$SAE_KERNELS_CACHE" -type f -print -exec cat {} \;
+    fi
     return $code
 }
 
