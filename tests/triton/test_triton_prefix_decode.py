@@ -20,7 +20,7 @@ def test_every_configuration(dtype: torch.dtype, prefixes: list[int]) -> None:
     values, indices, offsets = cases.codes(cases.Size(2, 70, 41, 19), dtype, ragged=True).flat()
     W = cases.normal(41, 70, dtype=dtype)
     truth = dense.prefix_decode(values, indices, offsets, W, prefixes)
-    for config in prefix_decode.configs(len(prefixes), 70, W.itemsize):
+    for config in prefix_decode.configs(len(prefixes), 70, W.itemsize, aligned=False):
         with tuning.forced("prefix_decode", config):
             assert_close(ops.prefix_decode(values, indices, offsets, W, prefixes, backend="triton"), truth)
 

@@ -68,9 +68,10 @@ def _check(prefixes: list[int], d_sae: int) -> None:
         before = prefix
 
 
-def configs(count: int, d: int, itemsize: int) -> list[Config]:
-    """The built-in choice first: 16-byte loads by every lane of one warp, in blocks small beside the sums."""
-    widest = 512 // itemsize
+def configs(count: int, d: int, itemsize: int, aligned: bool) -> list[Config]:
+    """The built-in choice first: 16-byte loads by every lane of one warp, if rows are aligned, in blocks small beside the
+    sums."""
+    widest = 512 // itemsize if aligned else 128
     tiles = [(widest, 4, 1), (widest // 2, 8, 1), (2 * widest, 4, 2)]
     if count <= GROUP // 2:
         tiles.append((widest, 8, 1))  # with more sums its registers spill
@@ -81,9 +82,10 @@ def configs(count: int, d: int, itemsize: int) -> list[Config]:
     return list(dict.fromkeys(choices))
 
 
-def size_class(count: int, d: int, itemsize: int) -> str:
+def size_class(count: int, d: int, itemsize: int, aligned: bool) -> str:
     """What the best configuration depends on."""
-    return f"{itemsize} bytes, {min(GROUP, next_power_of_2(count))} prefixes, d<={next_power_of_2(d)}"
+    reads = f"{itemsize} bytes{'' if aligned else ' unaligned'}"
+    return f"{reads}, {min(GROUP, next_power_of_2(count))} prefixes, d<={next_power_of_2(d)}"
 
 
 def why_not(values: Tensor, indices: Tensor, offsets: Tensor | None, W: Tensor, prefixes: list[int]) -> str | None:
@@ -102,7 +104,8 @@ def run(values: Tensor, indices: Tensor, offsets: Tensor | None, W: Tensor, pref
     out = torch.empty(count, codes.n, d, dtype=W.dtype, device=W.device)
     if out.numel() == 0:
         return out
-    config = pick("prefix_decode", size_class(count, d, W.itemsize), configs(count, d, W.itemsize))
+    kind = count, d, W.itemsize, d % 16 == 0 and W.stride(0) % 16 == 0
+    config = pick("prefix_decode", size_class(*kind), configs(*kind))
     together = min(GROUP, next_power_of_2(count))
     grid = (codes.n, cdiv(d, config.tiles["BLOCK_D"]), cdiv(count, together))
     _prefix_decode[grid](

@@ -53,9 +53,9 @@ def _sddmm(
         tl.store(out + slots, narrow(found, out.dtype.element_ty), mask=slots < end)
 
 
-def configs(d: int, itemsize: int) -> list[Config]:
-    """The built-in choice first: 16-byte loads by every lane of one warp."""
-    widest = 512 // itemsize
+def configs(d: int, itemsize: int, aligned: bool) -> list[Config]:
+    """The built-in choice first: 16-byte loads by every lane of one warp, if rows are aligned."""
+    widest = 512 // itemsize if aligned else 128
     choices = [
         Config({"BLOCK_D": max(16, min(width, next_power_of_2(d))), "BLOCK_K": slots}, num_warps=warps)
         for width, slots, warps in (
@@ -65,9 +65,9 @@ def configs(d: int, itemsize: int) -> list[Config]:
     return list(dict.fromkeys(choices))
 
 
-def size_class(d: int, itemsize: int) -> str:
+def size_class(d: int, itemsize: int, aligned: bool) -> str:
     """What the best configuration depends on."""
-    return f"{itemsize} bytes, d<={next_power_of_2(d)}"
+    return f"{itemsize} bytes{'' if aligned else ' unaligned'}, d<={next_power_of_2(d)}"
 
 
 def why_not(A: Tensor, B: Tensor, indices: Tensor, offsets: Tensor | None, gate: Tensor | None) -> str | None:
@@ -86,9 +86,9 @@ def run(A: Tensor, B: Tensor, indices: Tensor, offsets: Tensor | None, gate: Ten
     out = torch.empty(indices.shape, dtype=A.dtype, device=A.device)
     if codes.nnz == 0 or codes.n == 0:
         return out
-    config = pick("sddmm", size_class(d, A.itemsize), configs(d, A.itemsize))
-    block_k, block_d = config.tiles["BLOCK_K"], config.tiles["BLOCK_D"]
     aligned = d % 16 == 0 and A.stride(0) % 16 == 0 and B.stride(0) % 16 == 0
+    config = pick("sddmm", size_class(d, A.itemsize, aligned), configs(d, A.itemsize, aligned))
+    block_k, block_d = config.tiles["BLOCK_K"], config.tiles["BLOCK_D"]
     vector = 16 // A.itemsize if aligned else 1
     parts = cdiv(codes.k or cdiv(codes.nnz, codes.n), block_k)  # of a ragged row: as its mean length wants
     _sddmm[(codes.n * parts,)](

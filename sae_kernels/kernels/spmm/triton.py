@@ -47,7 +47,7 @@ def _spmm(
 
 
 def configs(d_sae: int, d: int, itemsize: int, aligned: bool) -> list[Config]:
-    """The built-in choice first: 16-byte loads by every lane of a warp where rows are `aligned`, and the widest slab of W
+    """The built-in choice first: 16-byte loads by every lane of a warp if rows are aligned, and the widest slab of W
     that stays in L2, down to a cache line of each row."""
     line, widest = 128 // itemsize, min(next_power_of_2(d), 512 // itemsize if aligned else 128)
     first = widest
@@ -65,9 +65,8 @@ def configs(d_sae: int, d: int, itemsize: int, aligned: bool) -> list[Config]:
 
 def size_class(d_sae: int, d: int, itemsize: int, aligned: bool) -> str:
     """What the best configuration depends on."""
-    return (
-        f"{itemsize} bytes{'' if aligned else ' unaligned'}, d<={next_power_of_2(d)}, d_sae<={next_power_of_2(d_sae)}"
-    )
+    reads = f"{itemsize} bytes{'' if aligned else ' unaligned'}"
+    return f"{reads}, d<={next_power_of_2(d)}, d_sae<={next_power_of_2(d_sae)}"
 
 
 def why_not(values: Tensor, indices: Tensor, offsets: Tensor | None, W: Tensor) -> str | None:
