@@ -69,7 +69,7 @@ def _check(prefixes: list[int], d_sae: int) -> None:
 
 
 def configs(count: int, d: int, itemsize: int, aligned: bool) -> list[Config]:
-    """The built-in choice first: 16-byte loads by every lane of one warp, if rows are aligned, in blocks small beside the
+    """The built-in choice first: 16-byte loads by every lane of a warp, if rows are aligned; blocks small beside the
     sums."""
     widest = 512 // itemsize if aligned else 128
     tiles = [(widest, 4, 1), (widest // 2, 8, 1), (2 * widest, 4, 2)]
