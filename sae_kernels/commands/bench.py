@@ -1,50 +1,61 @@
-"""`sae-kernels bench`: a quick comparison with dense PyTorch, results checked first."""
+"""`sae-kernels bench [run | calibrate | warmup]`: time, and measure what the choice of kernels rests on."""
 
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
-import torch
+from . import bench_calibrate, bench_compare, bench_warmup
+from .bench_sizes import SIZES, add_size, default_device
 
-from ..errors import ArgumentError
-from ..measure import against_torch, table
-from ..ops import TopK, explain
+__all__ = ["SIZES", "configure", "run"]
 
-SIZES = {
-    "small": (1024, 256, 8192, 32),
-    "S": (4096, 768, 24_576, 32),
-    "L": (2048, 2304, 65_536, 64),
-    "XL": (256, 1024, 1_048_576, 64),
-}
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+EPILOG = """Without a mode it runs the comparison; each mode has its own --help.
+
+example:
+  sae-kernels bench --size S --dtype float32
+  sae-kernels bench --shape 4096,768,24576,32 --device cuda --dtype bfloat16
+  sae-kernels bench calibrate"""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Arguments."""
-    sizes = "; ".join(f"{name}: N={n} d={d} d_sae={m} k={k}" for name, (n, d, m, k) in SIZES.items())
-    parser.add_argument("--size", choices=SIZES, default="small", help=sizes)
-    parser.add_argument("--dtype", choices=DTYPES, default="float32")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, … (default: cpu)")
-    parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds, of which the median is shown")
-    parser.epilog = "example:\n  sae-kernels bench --size S --dtype float32"
+    """Arguments of the comparison, which is the default, and the other modes."""
+    parser.epilog = EPILOG
+    _comparison(parser)
+    modes = parser.add_subparsers(dest="mode", metavar="MODE", title="modes")
+    plain = argparse.RawDescriptionHelpFormatter
+    kept = {"default": argparse.SUPPRESS}  # given before the mode, an option counts as well
+
+    def mode(name: str, about: str, epilog: str, module: str) -> argparse.ArgumentParser:
+        sub = modes.add_parser(name, help=about, description=about, epilog=epilog, formatter_class=plain)
+        sub.add_argument(
+            "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
+        )
+        sub.set_defaults(run=f"{__package__}.{module}:run")
+        return sub
+
+    example = "example:\n  sae-kernels bench run --size S"
+    _comparison(mode("run", "time encode and decode against dense PyTorch", example, "bench_compare"), **kept)
+    calibrate = mode("calibrate", bench_calibrate.ABOUT, bench_calibrate.EPILOG, "bench_calibrate")
+    calibrate.add_argument("--device", default=default_device(), help="cpu, cuda, cuda:1, … (default: %(default)s)")
+    bench_calibrate.configure(calibrate)
+    warmup = mode("warmup", bench_warmup.ABOUT, bench_warmup.EPILOG, "bench_warmup")
+    add_size(warmup, **kept)
+    warmup.add_argument("--device", default=default_device(), help="cuda, cuda:1, … (default: %(default)s)")
+    bench_warmup.configure(warmup)
+
+
+def _comparison(parser: argparse.ArgumentParser, **change: Any) -> None:
+    add_size(parser, **change)
+    parser.add_argument("--device", help="cpu, cuda, … (default: cpu)", **{"default": "cpu", **change})
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        help="interleaved rounds, of which the median is shown (default: 5)",
+        **{"default": 5, **change},
+    )
 
 
 def run(args: argparse.Namespace) -> None:
-    """Time and print."""
-    if args.rounds < 1:
-        raise ArgumentError(f"--rounds {args.rounds}, expected at least 1")
-    n, d, m, k = SIZES[args.size]
-    dtype, device = DTYPES[args.dtype], args.device
-    generator = torch.Generator().manual_seed(0)
-
-    def normal(*shape: int, scale: float = 1.0) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator).mul_(scale).to(device, dtype)
-
-    x, W_enc, W_dec = normal(n, d), normal(m, d, scale=d**-0.5), normal(m, d, scale=d**-0.5)
-    b_enc, b_dec = normal(m, scale=0.1), normal(d, scale=0.1)
-    print(explain("encode", x, W_enc, b_enc, TopK(k)))
-    print(
-        f"\nN {n}  d {d}  d_sae {m}  k {k}  {args.dtype}  {torch.get_num_threads()} threads, "
-        f"medians of {args.rounds} rounds"
-    )
-    print(table(against_torch(x, W_enc, b_enc, W_dec, b_dec, k, args.rounds)))
+    """The comparison: a mode brings its own `run`."""
+    bench_compare.run(args)

@@ -64,6 +64,9 @@ def check(size: cases.Size, dtype: torch.dtype, codes: tuple[Tensor, Tensor, Ten
         found = ops.sddmm(X, W, indices, offsets, gate, **ON).cpu()
         truth = dense.sddmm(X.cpu(), W.cpu(), host[1], host[2], None if gate is None else host[0])
         assert_close(found, truth)
+    d_values, dW = ops.spmm_backward(X, *codes, W, **ON)
+    assert_same(d_values, ops.sddmm(X, W, indices, offsets, values, **ON))
+    assert_same(dW, ops.spmm_t(*codes, X, size.d_sae, **ON))
 
 
 @RAGGED

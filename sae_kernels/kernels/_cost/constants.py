@@ -17,6 +17,7 @@ import torch
 from .. import _cache
 
 VERSION = 1  # of the file; raised when a constant changes its meaning
+NOTHING = 1e-18  # seconds: a cost that a device does not have
 GEMM = ("float32", "tf32", "bfloat16", "float16")
 
 
@@ -32,6 +33,8 @@ class Constants:
     cache: float  # bytes
     launch: float  # seconds of one more launch, or one more call into torch
     scatter: float  # seconds for a slot, where slots are sorted or written to random places
+    pair: float  # seconds to compare two slots of a row for duplicates; next to nothing where nothing is compared
+    rounding: float  # seconds to round a number of a dense table to 16 bits, where sums are kept apart from it
 
     def __post_init__(self) -> None:
         flat = [*self.gemm.values(), *(v for k, v in vars(self).items() if k != "gemm")]
@@ -42,7 +45,7 @@ class Constants:
 def _gpu(bf16: float, tf32: float, fp32: float, copy: float, cache: float) -> Constants:
     """Orders of magnitude for what was not measured: rows from L2 come 1.4 times as fast, a launch takes 4 µs."""
     gemm = {"float32": fp32, "tf32": tf32, "bfloat16": bf16, "float16": bf16}
-    return Constants(gemm, 128, copy, copy, 1.4 * copy, cache, 4e-6, 1e-11)
+    return Constants(gemm, 128, copy, copy, 1.4 * copy, cache, 4e-6, 1e-11, 1e-11 / 64, NOTHING)
 
 
 # By a part of the device's name, the first that fits. GEMM (bfloat16) and copy of H200 and H100 are measured, the rest
@@ -59,7 +62,9 @@ def _cpu(threads: int, fp32: float, bf16: float, fp16: float) -> Constants:
     """FLOP/s of a thread. Without instructions for float16, PyTorch multiplies it a number at a time."""
     gemm = {"float32": fp32 * threads, "tf32": fp32 * threads, "bfloat16": bf16 * threads, "float16": fp16 * threads}
     bandwidth = 16e9 * threads
-    return Constants(gemm, 8, bandwidth, bandwidth, 2 * bandwidth, 1 << 20, 3e-6, 7e-9 / threads)
+    return Constants(
+        gemm, 8, bandwidth, bandwidth, 2 * bandwidth, 1 << 20, 3e-6, 14e-9 / threads, NOTHING, 6 / bandwidth
+    )
 
 
 CPUS = {"AVX512": (100e9, 200e9, 1e9), "AVX2": (50e9, 20e9, 1e9)}

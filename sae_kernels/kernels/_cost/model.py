@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from .constants import Constants
 
 SCRATCH_BYTES = 64 << 20  # of the chunk of a dense table; or as many as the (m, d) matrix has, if that is larger
-PAIRS = 64  # slots of a row that are compared with each other for duplicates in the time it takes to write them
 
 
 @dataclass(frozen=True)
@@ -83,13 +82,14 @@ def spmm_backward(c: Constants, size: Sizes) -> float:
 
 
 def spmm_backward_twice(c: Constants, size: Sizes) -> float:
-    """The two products one after the other."""
+    """The two products one after the other, as on the CPU."""
     return sddmm(c, size) + spmm_t(c, size)
 
 
 def _table(c: Constants, size: Sizes, scratch: float) -> float:
     """Seconds to make the scratch, write the codes into it and clear them again, duplicates found before."""
-    return scratch / c.copy + size.nnz * c.scatter * (2 + size.k / PAIRS)
+    rounded = size.n * size.m * c.rounding if size.itemsize < 4 else 0.0
+    return scratch / c.copy + size.nnz * (2 * c.scatter + size.k * c.pair) + rounded
 
 
 def _product(c: Constants, size: Sizes, rows: int, chunks: int) -> float:
@@ -125,3 +125,16 @@ def spmm_t_dense(c: Constants, size: Sizes) -> float:
 def spmm_backward_dense(c: Constants, size: Sizes) -> float:
     """The two products one after the other."""
     return sddmm_dense(c, size) + spmm_t_dense(c, size)
+
+
+def break_even(c: Constants, gemm: str, itemsize: int, k: int = 64, n: int = 4096, d: int = 1024) -> float:
+    """The d_sae / k below which a decode is estimated to be faster dense."""
+    low, high = 1.0, 1e5
+    while high / low > 1.01:
+        middle = (low * high) ** 0.5
+        size = Sizes(n, d, int(middle * k), n * k, itemsize, gemm)
+        if spmm_dense(c, size) < spmm(c, size):
+            low = middle
+        else:
+            high = middle
+    return low

@@ -28,6 +28,11 @@ def pretend(on: bool) -> None:
     _pretending = on
 
 
+def pretending() -> bool:
+    """`ahead` is compiling for another machine."""
+    return _pretending
+
+
 def on_gpu(tensor: Tensor) -> bool:
     """The tensor lies where the kernels run."""
     return tensor.is_cuda or (tensor.is_cpu and (interpreting() or _pretending))
