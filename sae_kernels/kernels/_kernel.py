@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -198,6 +198,16 @@ def select(op: str, names: Sequence[str], args: Sequence[Any], backend: str = ""
     head = f'backend "{wanted}" was asked for and declined' if wanted else "no backend would run"
     reasons = "\n".join(f"  {candidate}" for candidate in told.candidates)
     raise BackendError(f"{op}: {head}\n  {told.arguments}\n{reasons}")
+
+
+def backend_in_force(keyword_only_inputs: Mapping[str, str]) -> str:
+    """The backend a gradient formula has to run on: for `ctx.backend`, in an op's `setup_context`.
+
+    Settled in the forward, so that `use()` around it holds for its gradients too. A graph that is being compiled keeps
+    the argument alone: in it, kernels are chosen when it runs.
+    """
+    given = keyword_only_inputs["backend"]
+    return given if given or torch.compiler.is_compiling() else settings.chosen_backend()
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ def samples(op: str) -> list[tuple]:
         "linear_batch_topk": [(x, W, b, 18, True), (x, W, None, 3, False)],
         "spmm": [(values, indices, None, W), (r_values, r_indices, offsets, W)],
         "spmm_t": [(values, indices, None, x, 20), (r_values, r_indices, offsets, x, 20)],
+        "spmm_backward": [(x, values, indices, None, W), (x, r_values, r_indices, offsets, W)],
         "sddmm": [(x, W, indices, None, None), (x, W, r_indices, offsets, r_values.detach())],
         "transpose": [(indices, None, 20), (r_indices, offsets, 20)],
         "prefix_decode": [(values, indices, None, W, [4, 20]), (r_values, r_indices, offsets, W, [20])],

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._kernel import Op
+from .._kernel import Op, backend_in_force
 from .._linear import linear_backward
 
 
@@ -29,7 +29,7 @@ def setup_context(ctx: Any, inputs: Any, keyword_only_inputs: Any, output: Any) 
     ctx.mark_non_differentiable(indices, offsets)
     ctx.save_for_backward(x, W, values, indices, offsets)
     ctx.b_dtype = None if b is None else b.dtype
-    ctx.backend = keyword_only_inputs["backend"]
+    ctx.backend = backend_in_force(keyword_only_inputs)
     ctx.n_inputs = len(inputs)
 
 

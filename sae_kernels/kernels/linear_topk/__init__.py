@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._kernel import Op
+from .._kernel import Op, backend_in_force
 from .._linear import linear_backward
 
 
@@ -32,7 +32,7 @@ def _setup_context(ctx: Any, inputs: Any, keyword_only_inputs: Any, output: list
     ctx.save_for_backward(x, W, *output)
     ctx.b_dtype = None if b is None else b.dtype
     ctx.n_among = len(among)  # the gradient must have the structure of the inputs
-    ctx.backend = keyword_only_inputs["backend"]
+    ctx.backend = backend_in_force(keyword_only_inputs)
 
 
 def _backward(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:

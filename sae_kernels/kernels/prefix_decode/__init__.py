@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._kernel import Op
+from .._kernel import Op, backend_in_force
 
 
 def _fake(
@@ -24,7 +24,7 @@ def _fake(
 def _setup_context(ctx: Any, inputs: Any, keyword_only_inputs: Any, output: Tensor) -> None:
     ctx.save_for_backward(*inputs[:4])
     ctx.prefixes = inputs[4]
-    ctx.backend = keyword_only_inputs["backend"]
+    ctx.backend = backend_in_force(keyword_only_inputs)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

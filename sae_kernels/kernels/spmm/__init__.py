@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._kernel import Op
+from .._kernel import Op, backend_in_force
 
 
 def _fake(values: Tensor, indices: Tensor, offsets: Tensor | None, W: Tensor, backend: str = "") -> Tensor:
@@ -20,12 +20,15 @@ def _fake(values: Tensor, indices: Tensor, offsets: Tensor | None, W: Tensor, ba
 
 def _setup_context(ctx: Any, inputs: Any, keyword_only_inputs: Any, output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
-    ctx.backend = keyword_only_inputs["backend"]
+    ctx.backend = backend_in_force(keyword_only_inputs)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     values, indices, offsets, W = ctx.saved_tensors
     ops = torch.ops.sae_kernels
+    if ctx.needs_input_grad[0] and ctx.needs_input_grad[3]:
+        d_values, dW = ops.spmm_backward(grad, values, indices, offsets, W, backend=ctx.backend)
+        return d_values, None, None, dW
     d_values = dW = None
     if ctx.needs_input_grad[0]:
         d_values = ops.sddmm(grad, W, indices, offsets, values, backend=ctx.backend)

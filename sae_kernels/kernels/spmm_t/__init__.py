@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._kernel import Op
+from .._kernel import Op, backend_in_force
 
 
 def _fake(values: Tensor, indices: Tensor, offsets: Tensor | None, X: Tensor, d_sae: int, backend: str = "") -> Tensor:
@@ -16,7 +16,7 @@ def _fake(values: Tensor, indices: Tensor, offsets: Tensor | None, X: Tensor, d_
 
 def _setup_context(ctx: Any, inputs: Any, keyword_only_inputs: Any, output: Tensor) -> None:
     ctx.save_for_backward(*inputs[:4])
-    ctx.backend = keyword_only_inputs["backend"]
+    ctx.backend = backend_in_force(keyword_only_inputs)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
