@@ -22,16 +22,14 @@ ON = {"backend": "dense"}
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 GPU = not INTERPRETING and torch.cuda.is_available()
 SIZES = (
-    cases.Size(1, 1, 1, 1),
+    pytest.param(cases.Size(1, 1, 1, 1), marks=pytest.mark.big),
     cases.Size(5, 3, 7, 2),
-    cases.Size(3, 17, 33, 33),
-    cases.Size(7, 67, 1, 1),
-    cases.Size(4, 20, 129, 40),
+    pytest.param(cases.Size(3, 17, 33, 33), marks=pytest.mark.big),
+    pytest.param(cases.Size(7, 67, 1, 1), marks=pytest.mark.big),
+    cases.Size(3, 20, 129, 40),
     *cases.EMPTY,
 )
-FEW = (
-    cases.Size(3, 5, 23, 37) if INTERPRETING else cases.Size(7, 9, 23, 37)
-)  # more slots than latents: every row holds some twice
+FEW = cases.Size(2 if INTERPRETING else 7, 9, 23, 37)  # more slots than latents: every row holds some twice
 RAGGED = pytest.mark.parametrize("ragged", [False, True], ids=["fixed", "ragged"])
 
 
@@ -42,7 +40,7 @@ def place(request: pytest.FixtureRequest, one_thread: None) -> Iterator[str]:
         yield request.param
 
 
-@pytest.fixture(params=[None, 64], ids=["whole", "chunks"])
+@pytest.fixture(params=[None, 128], ids=["whole", "chunks"])
 def scratch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The table in one piece, and in chunks of a row or a few."""
     if request.param is not None:
@@ -64,6 +62,8 @@ def check(size: cases.Size, dtype: torch.dtype, codes: tuple[Tensor, Tensor, Ten
         found = ops.sddmm(X, W, indices, offsets, gate, **ON).cpu()
         truth = dense.sddmm(X.cpu(), W.cpu(), host[1], host[2], None if gate is None else host[0])
         assert_close(found, truth)
+    if INTERPRETING and size.k > 2:
+        return  # it is the two products that were just looked at
     d_values, dW = ops.spmm_backward(X, *codes, W, **ON)
     assert_same(d_values, ops.sddmm(X, W, indices, offsets, values, **ON))
     assert_same(dW, ops.spmm_t(*codes, X, size.d_sae, **ON))
@@ -76,7 +76,7 @@ def test_every_size(dtype: torch.dtype, size: cases.Size, ragged: bool) -> None:
 
 
 @RAGGED
-@pytest.mark.parametrize("draw", ["uniform", "hot"])
+@pytest.mark.parametrize("draw", ["uniform", pytest.param("hot", marks=pytest.mark.big)])
 def test_latents_that_stand_in_a_row_twice(dtype: torch.dtype, draw: str, ragged: bool, scratch: None) -> None:
     check(FEW, dtype, cases.codes(FEW, dtype, draw, ragged=ragged).flat())
 

@@ -26,7 +26,7 @@ MERGE = [
 SCATTER = [Config({"BLOCK": 64}, num_warps=1), Config({"BLOCK": 256}, num_warps=2)]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["nnz"])
 def _merge(
     values, indices, offsets, totals, k, nnz: tl.int64, d_sae,
     RAGGED: tl.constexpr, DROP: tl.constexpr, BLOCK: tl.constexpr,
@@ -51,7 +51,7 @@ def _merge(
         tl.store(totals + mine, narrow(sums, totals.dtype.element_ty), mask=mine < end)
 
 
-@triton.jit(do_not_specialize=["first_row", "first_latent", "cols"])
+@triton.jit(do_not_specialize=["first_row", "first_latent", "cols", "nnz"])
 def _scatter(
     totals, indices, offsets, table, first_row: tl.int64, first_latent: tl.int64, cols: tl.int64,
     k, nnz: tl.int64, d_sae, RAGGED: tl.constexpr, CLEAR: tl.constexpr, BLOCK: tl.constexpr,
@@ -70,7 +70,7 @@ def _scatter(
         tl.store(table + local * cols + latent, narrow(total, table.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["first_row", "cols"])
+@triton.jit(do_not_specialize=["first_row", "cols", "nnz"])
 def _gather(
     table, indices, offsets, gate, out, first_row: tl.int64, cols: tl.int64, k, nnz: tl.int64, d_sae,
     RAGGED: tl.constexpr, GATED: tl.constexpr, BLOCK: tl.constexpr,
