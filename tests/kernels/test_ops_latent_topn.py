@@ -56,6 +56,13 @@ def test_ties_go_to_the_earlier_token_and_nan_is_skipped(backend: str) -> None:
     assert best_tokens.tolist() == [[6, 0, 1], [-1, -1, -1]]
 
 
+def test_a_real_minus_infinity_comes_before_an_unused_entry(backend: str) -> None:
+    best_values, best_tokens = empty(1, 3)
+    values = torch.tensor([[-float("inf")], [1.0]])
+    ops.latent_topn(best_values, best_tokens, values, torch.zeros(2, 1, dtype=torch.int32), None, 7, backend=backend)
+    assert best_tokens.tolist() == [[8, 7, -1]]
+
+
 def test_nothing_new_changes_nothing(backend: str) -> None:
     best_values, best_tokens = empty(4, 2)
     best_values[1, 0], best_tokens[1, 0] = 3.0, 9

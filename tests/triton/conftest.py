@@ -7,10 +7,7 @@ import os
 
 import pytest
 
-if os.environ.get("TRITON_INTERPRET") == "1":
-    collect_ignore_glob = ["test_ahead_*.py"]
-else:
-    collect_ignore_glob = ["test_triton_*.py"]
+collect_ignore_glob = ["test_ahead_*.py" if os.environ.get("TRITON_INTERPRET") == "1" else "test_triton_*.py"]
 
 
 @pytest.fixture(autouse=True)

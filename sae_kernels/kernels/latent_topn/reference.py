@@ -27,7 +27,8 @@ def run(
     value = torch.cat([best_values.flatten(), active[real].to(best_values.dtype)])
     token = torch.cat([best_tokens.flatten(), first_token + rows[real]])
     latent = torch.cat([old, latents[real]])
-    order = torch.sort(token, stable=True).indices  # least significant key first
+    late = torch.where(token < 0, torch.iinfo(torch.int64).max, token)  # an unused entry comes after a real −inf
+    order = torch.sort(late, stable=True).indices  # least significant key first
     order = order[torch.sort(value[order], stable=True, descending=True).indices]
     order = order[torch.sort(latent[order], stable=True).indices]
     value, token, latent = value[order], token[order], latent[order]
