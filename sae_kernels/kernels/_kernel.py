@@ -104,11 +104,14 @@ def _why_not(kernel: Kernel, args: Sequence[Any]) -> str | None:
         return f"cannot be imported: {error}"
 
 
+_resolved = functools.lru_cache(maxsize=256)(resolve)  # called for each new number of slots of ragged codes
+
+
 def _estimate(kernel: Kernel, args: Sequence[Any]) -> float | None:
     """Milliseconds, or None: an estimate that cannot be made (of arguments the kernel will refuse, say) stands in
     nobody's way."""
     try:
-        return None if kernel.estimate is None else float(resolve(kernel.estimate)(*args))
+        return None if kernel.estimate is None else float(_resolved(kernel.estimate)(*args))
     except Exception:
         return None
 
@@ -136,7 +139,8 @@ def _decide(first: Kernel, rivals: Sequence[Kernel], args: Sequence[Any]) -> Ker
     if mine is None:
         return first
     margin = in_force(args[0].device).margin
-    timed = [(_estimate(kernel, args), kernel) for kernel in rivals if kernel is not first]
+    below = rivals[rivals.index(first) + 1 :]  # those above have declined
+    timed = [(_estimate(kernel, args), kernel) for kernel in below]
     better = [(ms, kernel) for ms, kernel in timed if ms is not None and ms < margin * mine]
     for _, kernel in sorted(better, key=lambda pair: pair[0]):
         if _why_not(kernel, args) is None:

@@ -44,7 +44,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def ratio(c: Constants, k: int, m_over_k: float, **change: object) -> float:
     """Predicted dense over sparse decode at d 2304 in bfloat16."""
     m = int(m_over_k * k)
-    size = dataclasses.replace(Sizes(8192, 2304, m, 8192 * k, 2, "bfloat16"), **change)
+    size = Sizes(8192, 2304, m, 8192 * k, 2, "bfloat16")._replace(**change)
     return model.spmm_dense(c, size) / model.spmm(c, size)
 
 
@@ -71,7 +71,7 @@ def test_estimates_rise_with_every_size(op: str, c: Constants) -> None:
     for formula in PAIRS[op]:
         assert 0 < formula(c, base) < math.inf
         for field in ("n", "d", "m", "nnz"):
-            larger = dataclasses.replace(base, **{field: 16 * getattr(base, field)})
+            larger = base._replace(**{field: 16 * getattr(base, field)})
             assert formula(c, larger) >= formula(c, base), (formula.__name__, field)
         nothing = Sizes(0, 0, 0, 0, 2, "bfloat16")
         assert formula(c, nothing) >= 0

@@ -8,15 +8,15 @@ in bfloat16.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from .constants import Constants
 
 SCRATCH_BYTES = 64 << 20  # of the chunk of a dense table; or as many as the (m, d) matrix has, if that is larger
+LINE_BYTES = 32  # memory is read in pieces of at least that size
 
 
-@dataclass(frozen=True)
-class Sizes:
+class Sizes(NamedTuple):
     """n tokens, d wide, m latents, nnz slots in all; `itemsize` bytes a number, `gemm` one of `constants.GEMM`."""
 
     n: int
@@ -47,7 +47,8 @@ def _gather(c: Constants, size: Sizes, rows: int) -> float:
     """Seconds to gather a row for every slot out of a matrix of `rows`; what lies in the cache comes faster."""
     matrix = max(1, rows * size.d * size.itemsize)
     cached = min(1.0, c.cache / matrix)
-    return size.nnz * size.d * size.itemsize * (cached / c.gather_cached + (1 - cached) / c.gather)
+    row = max(LINE_BYTES, size.d * size.itemsize) if size.d else 0
+    return size.nnz * row * (cached / c.gather_cached + (1 - cached) / c.gather)
 
 
 def _codes(c: Constants, size: Sizes) -> float:
