@@ -1,7 +1,8 @@
 """Codes by latent, sorted once for everything in a backward pass that needs them so.
 
 In one pass dW_dec, dW_enc and db_enc all sort the same `indices`. A sort is kept for the rest of the pass it was made
-in: 16 bytes a slot and the indices themselves, at most one sort for each stream, gone when the pass ends.
+in: 16 bytes a slot and the indices themselves, at most one sort for each stream, gone when the pass ends (where it
+fails, when the next one sorts).
 
 It is found again only if every bit that went into it must be the same: the pass, the storage (kept alive, so that its
 address cannot come to mean another), place, shape, strides and version of indices and offsets, and d_sae. Versions do

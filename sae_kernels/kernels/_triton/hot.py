@@ -7,6 +7,8 @@ Programs sum pieces into `partials`, float32, and `combine` adds those of a late
 number of slots: the host never waits to learn which latents are hot.
 """
 
+# pyright: reportInvalidTypeForm=false, reportArgumentType=false
+
 from __future__ import annotations
 
 import torch

@@ -6,6 +6,8 @@ largest power of two that fits, and D1, the next one that holds the rest, so tha
 4096. Latents with many slots are split as in `spmm_t`; their dots need no second stage.
 """
 
+# pyright: reportInvalidTypeForm=false, reportArgumentType=false, reportPossiblyUnboundVariable=false, reportOperatorIssue=false
+
 from __future__ import annotations
 
 import torch

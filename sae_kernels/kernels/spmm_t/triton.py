@@ -5,6 +5,8 @@ L2. A latent's slots are added in the order of the tokens, BLOCK_K rows in fligh
 program is split (`_triton/hot.py`). Latents without slots are written as zeros.
 """
 
+# pyright: reportInvalidTypeForm=false, reportArgumentType=false
+
 from __future__ import annotations
 
 import torch

@@ -5,6 +5,8 @@ latent or after the last, where no latent's slots are. The row of a slot is `slo
 that starts at or before it.
 """
 
+# pyright: reportInvalidTypeForm=false, reportArgumentType=false
+
 from __future__ import annotations
 
 from dataclasses import dataclass
