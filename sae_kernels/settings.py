@@ -88,8 +88,9 @@ def use(backend: str) -> Iterator[None]:
     """Run every op inside the block on one backend: `with use("reference"): ...`.
 
     An explicit choice never falls back: an op whose kernel on that backend declines raises `BackendError` with the
-    reasons. The choice follows the context (threads and tasks keep their own). The backward pass runs where
-    `.backward()` is called, so keep that inside the block too.
+    reasons. The choice follows the context (threads and tasks keep their own). A backward pass keeps to the
+    choice its forward was made under, wherever and whenever it runs; without one, and in a compiled graph, it obeys the
+    block around `.backward()`.
     """
     token = _backend.set(backend)
     torch._C._stash_obj_in_tls(_CARRIED, backend)
