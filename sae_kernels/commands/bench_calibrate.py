@@ -9,7 +9,7 @@ import torch
 
 from ..kernels._cost import calibrate, constants, model
 from ..kernels._cost.constants import Constants
-from .bench_sizes import DTYPES, device_of
+from .bench_sizes import DTYPES, current, device_of
 
 ABOUT = "measure how fast this device multiplies, copies and gathers: what the choice between sparse and dense rests on"
 EPILOG = """A few seconds on an otherwise idle machine. The result is kept in the cache directory (SAE_KERNELS_CACHE)
@@ -38,6 +38,7 @@ def lines(c: Constants, device: torch.device) -> list[str]:
         ("random rows, from the cache", f"{c.gather_cached / 1e9:.1f} GB/s"),
         ("cache", f"{c.cache / 2**20:.0f} MiB"),
         ("a launch" if gpu else "a call", f"{1e6 * c.launch:.1f} us"),
+        ("a slot sorted by latent", f"{1e9 * c.sort:.3f} ns"),
         ("a slot into a dense table", f"{1e9 * c.scatter:.3f} ns"),
     ]
     out = [f"  {what:30}{value}" for what, value in rows]
@@ -56,6 +57,7 @@ def run(args: argparse.Namespace) -> None:
         print("\n".join(lines(found.constants, device)))
         return
     print(f"measuring {name} ({device.type}), a few seconds", flush=True)
-    measured = calibrate.measure(device)
+    with current(device):
+        measured = calibrate.measure(device)
     print("\n".join(lines(measured, device)))
     print(f"stored in {constants.write(device, measured, datetime.date.today().isoformat())}")

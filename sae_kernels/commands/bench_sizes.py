@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from typing import Any
 
 import torch
@@ -49,6 +50,11 @@ def shape_of(args: argparse.Namespace) -> tuple[int, int, int, int]:
 def default_device() -> str:
     """The GPU, where there is one."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def current(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Make it the device that is timed, and whose name counts."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def device_of(name: str) -> torch.device:

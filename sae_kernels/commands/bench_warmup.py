@@ -13,7 +13,7 @@ import torch
 from ..errors import BackendError, DeviceError
 from ..kernels._cost import clock
 from ..kernels._triton import interpreting
-from .bench_sizes import DTYPES, device_of, shape_of
+from .bench_sizes import DTYPES, current, device_of, shape_of
 from .bench_warmup_calls import calls
 
 if TYPE_CHECKING:
@@ -38,16 +38,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Tune, compile, store."""
-    device, dtype = device_of(args.device), DTYPES[args.dtype]
+    device = device_of(args.device)
     if device.type != "cuda" and not interpreting():
         raise DeviceError(f"warmup: nothing to tune on {device.type}, only the GPU kernels have configurations")
+    with current(device):
+        _tune(shape_of(args), args.dtype, device, args.rounds)
+
+
+def _tune(shape: tuple[int, int, int, int], dtype: str, device: torch.device, rounds: int) -> None:
     from ..kernels._triton import tuning
 
-    n, d, m, k = shape_of(args)
-    print(f"{tuning.device_name()}   N {n}  d {d}  d_sae {m}  k {k}  {args.dtype}", flush=True)
+    n, d, m, k = shape
+    print(f"{tuning.device_name()}   N {n}  d {d}  d_sae {m}  k {k}  {dtype}", flush=True)
     found: dict[tuple[str, str], Config] = {}
     seen: set[tuple[str, str]] = set()
-    for name, call in calls(n, d, m, k, dtype, device):
+    for name, call in calls(n, d, m, k, DTYPES[dtype], device):
         try:
             with tuning.recording() as picks:
                 call()
@@ -57,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
         for pick in picks:
             if (pick.kernel, pick.size_class) not in seen:
                 seen.add((pick.kernel, pick.size_class))
-                found[pick.kernel, pick.size_class] = _best(pick, call, device, args.rounds)
+                found[pick.kernel, pick.size_class] = _best(pick, call, device, rounds)
         call()  # with what was chosen: compiled now
     if not found:
         raise DeviceError("warmup: no kernel could be run")

@@ -54,6 +54,14 @@ def _gpu() -> str:
     return f"{', '.join(names)} ({kind} {torch.version.hip or torch.version.cuda})"
 
 
+def _measurements() -> str:
+    """What the choice between sparse and dense rests on, for each device."""
+    from ..kernels._cost.constants import in_force
+
+    devices = [torch.device("cpu"), *(torch.device("cuda", i) for i in range(torch.cuda.device_count()))]
+    return "; ".join(f"{device}: {in_force(device).source}" for device in devices)
+
+
 def _backends() -> list[str]:
     """One line a backend: the ops it has, or why it can't be imported."""
     found: dict[str, list[str]] = {}
@@ -78,6 +86,7 @@ def lines() -> list[str]:
         f"CPU: {_cpu_model()}, {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads",
         f"instruction set: {_isa()}",
         f"GPU: {_gpu()}",
+        f"cost model: {_measurements()}",
         "backends:",
         *(f"  {line}" for line in _backends()),
         "environment:",

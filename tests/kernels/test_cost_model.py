@@ -99,7 +99,7 @@ def test_chunks_fit_into_the_scratch() -> None:
 
 def known(gather: float) -> Constants:
     """A CPU that multiplies at 100 GFLOP/s and gathers as told."""
-    return Constants(dict.fromkeys(constants.GEMM, 1e11), 8, 1e10, gather, gather, 1e6, 1e-9, 1e-9, 1e-18, 1e-18)
+    return Constants(dict.fromkeys(constants.GEMM, 1e11), 8, 1e10, gather, gather, 1e6, 1e-9, 1e-9, 1e-9, 1e-18, 1e-18)
 
 
 @pytest.fixture

@@ -39,6 +39,7 @@ def measure(device: torch.device, least_ms: float | None = None) -> Constants:
     gemm.setdefault("tf32", gemm["float32"])
     cache = cache_bytes(device)
     scale = min(1.0, least_ms / 60.0) if not on_gpu else 1.0
+    slots = int((16_384 if on_gpu else 1024) * max(scale, 0.02))  # rows of them
     memory = _gather(device, int(max(4 * cache, 128 << 20) * scale), scale)
     cached = _gather(device, cache // 4, scale)
     return Constants(
@@ -51,7 +52,8 @@ def measure(device: torch.device, least_ms: float | None = None) -> Constants:
         gather_cached=max(memory, cached),
         cache=cache,
         launch=_launch(device),
-        scatter=_scatter(device, int((16_384 if on_gpu else 1024) * max(scale, 0.02))),
+        sort=_sort(device, slots),
+        scatter=_scatter(device, slots),
     )
 
 
@@ -97,16 +99,24 @@ def _gather(device: torch.device, bytes_of_matrix: int, scale: float) -> float:
     W = _random(rows, D, device=device, dtype=dtype)
     drawn = torch.Generator(device).manual_seed(1)
     indices = torch.randint(0, rows, (n, K), device=device, generator=drawn, dtype=torch.int32)
-    run = _first_in_line(indices.to(dtype), indices, W)
+    values = indices.to(dtype)
+    run = _first_in_line("spmm", values, indices, None, W)
     return 1e3 * n * K * D * dtype.itemsize / least(run, device)
 
 
-def _first_in_line(values: Tensor, indices: Tensor, W: Tensor) -> Callable[[], Tensor]:
+def _first_in_line(op: str, *args: object) -> Callable[[], object]:
+    """A call of an op on the backend of the highest priority among those that would run."""
     from .._kernel import explain
 
-    told = explain("spmm", (), (values, indices, None, W))
-    first = next(each.backend for each in told.candidates if each.reason is None)
-    return lambda: torch.ops.sae_kernels.spmm(values, indices, None, W, backend=first)
+    first = next(each.backend for each in explain(op, (), args).candidates if each.reason is None)
+    return lambda: getattr(torch.ops.sae_kernels, op)(*args, backend=first)
+
+
+def _sort(device: torch.device, n: int) -> float:
+    """Seconds a slot, ordered by latent."""
+    m = 16_384
+    indices = torch.randint(0, m, (n, K), device=device, generator=torch.Generator(device).manual_seed(3)).int()
+    return 1e-3 * least(_first_in_line("transpose", indices, None, m), device) / (n * K)
 
 
 def _launch(device: torch.device) -> float:

@@ -32,7 +32,8 @@ class Constants:
     gather_cached: float  # the same from one that fits into `cache`
     cache: float  # bytes
     launch: float  # seconds of one more launch, or one more call into torch
-    scatter: float  # seconds for a slot, where slots are sorted or written to random places
+    sort: float  # seconds for a slot, where slots are sorted by latent
+    scatter: float  # seconds for a slot that is written into a dense table
     pair: float  # seconds to compare two slots of a row for duplicates; next to nothing where nothing is compared
     rounding: float  # seconds to round a number of a dense table to 16 bits, where sums are kept apart from it
 
@@ -45,7 +46,7 @@ class Constants:
 def _gpu(bf16: float, tf32: float, fp32: float, copy: float, cache: float) -> Constants:
     """Orders of magnitude for what was not measured: rows from L2 come 1.4 times as fast, a launch takes 4 µs."""
     gemm = {"float32": fp32, "tf32": tf32, "bfloat16": bf16, "float16": bf16}
-    return Constants(gemm, 128, copy, copy, 1.4 * copy, cache, 4e-6, 1e-11, 1e-11 / 64, NOTHING)
+    return Constants(gemm, 128, copy, copy, 1.4 * copy, cache, 4e-6, 5e-11, 1e-11, 1e-11 / 64, NOTHING)
 
 
 # By a part of the device's name, the first that fits. GEMM (bfloat16) and copy of H200 and H100 are measured, the rest
@@ -63,7 +64,17 @@ def _cpu(threads: int, fp32: float, bf16: float, fp16: float) -> Constants:
     gemm = {"float32": fp32 * threads, "tf32": fp32 * threads, "bfloat16": bf16 * threads, "float16": fp16 * threads}
     bandwidth = 16e9 * threads
     return Constants(
-        gemm, 8, bandwidth, bandwidth, 2 * bandwidth, 1 << 20, 3e-6, 14e-9 / threads, NOTHING, 6 / bandwidth
+        gemm,
+        8,
+        bandwidth,
+        bandwidth,
+        2 * bandwidth,
+        1 << 20,
+        3e-6,
+        14e-9 / threads,
+        14e-9 / threads,
+        NOTHING,
+        6 / bandwidth,
     )
 
 

@@ -73,7 +73,7 @@ def sddmm(c: Constants, size: Sizes) -> float:
 
 def spmm_t(c: Constants, size: Sizes) -> float:
     """Slots sorted by latent, then a row of X for every slot; every latent's row is written."""
-    sort = 6 * c.launch + size.nnz * c.scatter + 4 * _codes(c, size)
+    sort = 6 * c.launch + size.nnz * c.sort
     return 1e3 * (sort + _gather(c, size, size.n) + _matrices(c, size, 0, 1))
 
 
