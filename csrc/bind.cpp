@@ -30,6 +30,7 @@ NB_MODULE(_cpu, m) {
   m.doc() = "CPU kernels. Private: sae_kernels.kernels._cpu checks everything these functions are given.";
   m.def("isa", [] { return std::string(active_kernels().isa); }, "The instruction set in use; chosen on first use.");
   m.def("isas", &available_isas, "Instruction sets this machine can run, best first.");
+  m.def("fast_bf16", &fast_bf16, "bfloat16 products run much faster here than float32 ones.");
   m.def("kernels_capsule", [] { return nb::capsule(&active_kernels(), SAE_KERNELS_CAPSULE); },
         "The table of kernels.h, for native plugins.");
   m.def("want_huge_pages", &want_huge_pages, "Advice for a large fresh buffer, given as (address, bytes).");
@@ -37,4 +38,5 @@ NB_MODULE(_cpu, m) {
         "(flush, threads): denormals as zero on every thread of the team; returns the mode before.");
   bind::sparse_ops(m);
   bind::select_ops(m);
+  bind::screen_ops(m);
 }

@@ -39,5 +39,6 @@ nb::object run(const Call& call) {
 
 void sparse_ops(nb::module_& m);  // bind_sparse.cpp
 void select_ops(nb::module_& m);  // bind_select.cpp
+void screen_ops(nb::module_& m);  // bind_screen.cpp
 
 }  // namespace bind

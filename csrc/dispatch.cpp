@@ -24,7 +24,7 @@ namespace {
 
 #if SK_X86
 struct Cpu {
-  bool avx2 = false, avx512 = false, amx = false;
+  bool avx2 = false, avx512 = false, amx = false, fast_bf16 = false;
 
   Cpu() {
     unsigned a, b, c, d, b7, c7, d7, a71 = 0;
@@ -41,6 +41,12 @@ struct Cpu {
     avx2 = ymm && fma && f16c && popcnt && bmi && (b7 >> 5 & 1);
     avx512 = avx2 && zmm && (b7 >> 16 & 1) && (b7 >> 17 & 1) && (b7 >> 30 & 1) && (b7 >> 31 & 1);
     amx = avx512 && tiles && (d7 >> 22 & 1) && (d7 >> 24 & 1) && (d7 >> 25 & 1) && (a71 >> 5 & 1) && tiles_offered();
+    fast_bf16 = amx || (avx512 && (a71 >> 5 & 1) && made_by_amd());
+  }
+
+  static bool made_by_amd() {
+    unsigned a, b, c, d;
+    return __get_cpuid(0, &a, &b, &c, &d) && b == signature_AMD_ebx && c == signature_AMD_ecx && d == signature_AMD_edx;
   }
 
   // Linux hands out tile registers on request only; asking whether it would changes nothing yet.
@@ -120,6 +126,14 @@ std::vector<std::string> available_isas() {
   std::vector<std::string> names;
   for (const Isa& isa : available()) names.push_back(isa.name);
   return names;
+}
+
+bool fast_bf16() {
+#if SK_X86
+  return Cpu().fast_bf16;
+#else
+  return false;
+#endif
 }
 
 const sk_kernels& active_kernels() {

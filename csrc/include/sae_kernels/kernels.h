@@ -81,6 +81,14 @@ typedef struct { int32_t *keys, *index, *count, *bound; int64_t n, k; } sk_runni
  * and bound {INT32_MIN, INT32_MAX}. */
 typedef struct { int32_t *keys, *rows, *index, *bound; int64_t *count, keep, room; } sk_batch_topk;
 
+/* The state of linear_topk from screening scores: candidates between two bounds. upper, lower and index have screened_topk_room(k)
+ * entries a row, count and bound one; `computed` is one number, which every exact computation of a score adds 1 to. The fold
+ * whose `first` is 0 starts all but `computed`. */
+typedef struct { int32_t *upper, *lower, *index, *count, *bound; int64_t *computed, n, k; } sk_screened_topk;
+
+/* What screen_round found: of x's rows (n,), and of a chunk of W's rows (cols,). */
+typedef struct { const float *x, *x_dropped, *W, *W_dropped; } sk_norms;
+
 typedef struct sk_kernels {
   int32_t abi;     /* SAE_KERNELS_ABI */
   int32_t size;    /* sizeof(sk_kernels) of the host */
@@ -134,6 +142,20 @@ typedef struct sk_kernels {
   /* offsets (n+1,), values and indices (keep,) */
   sk_status (*batch_topk_finish)(int32_t dtype, sk_batch_topk state, int64_t n, int32_t relu, int64_t *offsets,
                                  void *values, int32_t *indices, int32_t threads);
+
+  /* Screening: scores from inputs rounded to bf16 bound the exact ones (csrc/screen/bound.inl.h). */
+
+  /* rounded (rows, cols) = a in bf16, NULL where it is already; norms and dropped (rows,): the norms of a's rows, and of what
+   * rounding dropped */
+  sk_status (*screen_round)(int32_t dtype, sk_matrix a, void *rounded, float *norms, float *dropped, int32_t threads);
+  int64_t (*screened_topk_room)(int64_t k);
+  /* scores (n, cols) bf16: of x's n rows and W's rows first, first + 1, ... as screen_round rounds them, with those rows' norms;
+   * x and W as they are; bias (W.rows,) or NULL; among (cols,) as in running_topk_fold */
+  sk_status (*screened_topk_fold)(int32_t dtype, sk_screened_topk state, sk_matrix scores, sk_matrix x, sk_matrix W,
+                                  sk_norms norms, const float *bias, const uint8_t *among, int64_t first, int32_t threads);
+  /* as running_topk_finish, of the scores x . W + bias summed in fp32 */
+  sk_status (*screened_topk_finish)(int32_t dtype, sk_screened_topk state, sk_matrix x, sk_matrix W, const float *bias,
+                                    int32_t relu, void *values, int32_t *indices, int32_t threads);
 } sk_kernels;
 
 #ifdef __cplusplus

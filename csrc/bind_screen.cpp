@@ -1,0 +1,53 @@
+// Screening with bfloat16 products, under linear_topk.
+#include "bind.h"
+
+namespace bind {
+
+namespace {
+
+// (upper, lower, index, count, bound, computed, n, k)
+sk_screened_topk screened_topk(address upper, address lower, address index, address count, address bound,
+                               address computed, int64_t n, int64_t k) {
+  return {at<int32_t>(upper), at<int32_t>(lower), at<int32_t>(index), at<int32_t>(count), at<int32_t>(bound),
+          at<int64_t>(computed), n, k};
+}
+
+}  // namespace
+
+void screen_ops(nb::module_& m) {
+  m.def("screen_round", [](int dtype, address a, int64_t rows, int64_t cols, int64_t stride, address rounded,
+                           address norms, address dropped, int threads) {
+    return run([&](const sk_kernels& kernels) {
+      return kernels.screen_round(dtype, matrix(a, rows, cols, stride), at<void>(rounded), at<float>(norms),
+                                  at<float>(dropped), threads);
+    });
+  });
+  m.def("screened_topk_room", [](int64_t k) { return active_kernels().screened_topk_room(k); });
+  m.def("screened_topk_fold", [](int dtype, address upper, address lower, address index, address count, address bound,
+                                 address computed, int64_t n, int64_t k, address scores, int64_t rows, int64_t cols,
+                                 int64_t stride, address x, int64_t x_rows, int64_t x_cols, int64_t x_stride, address W,
+                                 int64_t W_rows, int64_t W_cols, int64_t W_stride, address x_norms, address x_dropped,
+                                 address W_norms, address W_dropped, address bias, address among, int64_t first,
+                                 int threads) {
+    const sk_norms norms{at<const float>(x_norms), at<const float>(x_dropped), at<const float>(W_norms),
+                         at<const float>(W_dropped)};
+    return run([&](const sk_kernels& kernels) {
+      return kernels.screened_topk_fold(dtype, screened_topk(upper, lower, index, count, bound, computed, n, k),
+                                        matrix(scores, rows, cols, stride), matrix(x, x_rows, x_cols, x_stride),
+                                        matrix(W, W_rows, W_cols, W_stride), norms, at<const float>(bias),
+                                        at<const uint8_t>(among), first, threads);
+    });
+  });
+  m.def("screened_topk_finish", [](int dtype, address upper, address lower, address index, address count, address bound,
+                                   address computed, int64_t n, int64_t k, address x, int64_t x_rows, int64_t x_cols,
+                                   int64_t x_stride, address W, int64_t W_rows, int64_t W_cols, int64_t W_stride,
+                                   address bias, bool relu, address values, address indices, int threads) {
+    return run([&](const sk_kernels& kernels) {
+      return kernels.screened_topk_finish(dtype, screened_topk(upper, lower, index, count, bound, computed, n, k),
+                                          matrix(x, x_rows, x_cols, x_stride), matrix(W, W_rows, W_cols, W_stride),
+                                          at<const float>(bias), relu, at<void>(values), at<int32_t>(indices), threads);
+    });
+  });
+}
+
+}  // namespace bind

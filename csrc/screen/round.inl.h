@@ -1,0 +1,76 @@
+// screen_round: rows rounded to bfloat16 for the fast GEMM, and the two norms that say what rounding may have
+// cost: of the row, and of what rounding dropped. Both are rounded up.
+#pragma once
+#include "common/codes.h"
+
+namespace {
+namespace screen {
+
+// Added to every norm: what float arithmetic that flushes denormals may not have seen of a row.
+constexpr float kUnseen = 0x1p-100f;
+// Past it sums of products could overflow on their way, even to NaN: such a row, and one that is not finite, gets a
+// NaN for a norm, and nothing bounds its scores.
+constexpr double kLargest = 0x1p60;
+
+// Sums of squares in float64, in which no float's square over- or underflows.
+struct Squares {
+#if defined(__AVX512F__)
+  __m512d low = _mm512_setzero_pd(), high = _mm512_setzero_pd();
+  SK_INLINE void add(vf v) {
+    const __m512d a = _mm512_cvtps_pd(_mm512_castps512_ps256((__m512)v));
+    const __m512d b = _mm512_cvtps_pd(_mm512_extractf32x8_ps((__m512)v, 1));
+    low = _mm512_fmadd_pd(a, a, low);
+    high = _mm512_fmadd_pd(b, b, high);
+  }
+  SK_INLINE double total() const { return _mm512_reduce_add_pd(_mm512_add_pd(low, high)); }
+#else
+  double lanes[kLanes] = {};
+  SK_INLINE void add(vf v) {
+    for (int i = 0; i < kLanes; ++i) lanes[i] += double(v[i]) * double(v[i]);
+  }
+  SK_INLINE double total() const {
+    double sum = 0;
+    for (int i = 0; i < kLanes; ++i) sum += lanes[i];
+    return sum;
+  }
+#endif
+};
+
+inline float norm_above(const Squares& squares) {
+  const double norm = __builtin_sqrt(squares.total());
+  return norm <= kLargest ? float(norm * (1 + 0x1p-20)) + kUnseen : __builtin_nanf("");
+}
+
+}  // namespace screen
+
+// rounded (rows, cols) may be NULL where `a` is bfloat16 already. norms and dropped (rows,): of the rows, and of what
+// rounding dropped.
+sk_status screen_round(int32_t dtype, sk_matrix a, void* rounded, float* norms, float* dropped, int32_t threads) {
+  if (a.rows < 0 || a.cols < 0 || (!rounded && dtype != SK_BF16)) return failure(SK_BAD_SIZE);
+  return for_dtype(dtype, [&](auto type) {
+    using T = decltype(type);
+    const int64_t d = a.cols, run = 1 + (1 << 14) / (d > 0 ? d : 1);
+    parallel_runs(a.rows, run, threads, [&](int, int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; ++r) {
+        const T* row = row_of<T>(a, r);
+        bf16* out = rounded ? static_cast<bf16*>(rounded) + r * d : nullptr;
+        screen::Squares whole, lost;
+        for (int64_t i = 0; i < d; i += kLanes) {
+          const int n = d - i < kLanes ? int(d - i) : kLanes;
+          const vf v = load_n(row + i, n);
+          whole.add(v);
+          if (!out) continue;
+          const vh h = narrow_bf16(v);
+          lost.add(v - widen_bf16(h));
+          if (n == kLanes) memcpy(out + i, &h, sizeof h);
+          else store_half_part(out + i, h, n);
+        }
+        norms[r] = screen::norm_above(whole);
+        dropped[r] = out ? screen::norm_above(lost) : 0;
+      }
+    });
+    return success();
+  });
+}
+
+}  // namespace
