@@ -109,12 +109,17 @@ class Lists:
 def config(kernel: str, width: int = 0) -> Config:
     """How rows: `append`, the first pass; `lists`; `again`, scores again. Or how a tally is read: `raise`."""
     if kernel == "raise":
-        return pick("ragged.raise", "", [Config({}, num_warps=8), Config({}, num_warps=16)])
+        sizes = [(512, 8)] if interpreting() else [(32, 8), (64, 8), (64, 16)]
+        return pick("ragged.raise", "", [Config({"STEP": step}, num_warps=warps) for step, warps in sizes])
     tile = next_power_of_2(width)
-    most = (1024, 512, 2048) if kernel != "lists" else (256, 128, 512)
     rows = 16 if interpreting() else 1  # there programs are dear, and tiles cheap
-    tiles = dict.fromkeys(min(tile, each) for each in most)
-    choices = [Config({"ROWS": rows, "BLOCK": each}, num_warps=max(1, min(4, each // 256))) for each in tiles]
+    if kernel == "append":  # four tiles at a time, by one warp, which needs no barrier
+        sizes = [(max(16, min(each, tile // 4)), 1) for each in (256, 512, 128)]
+    elif kernel == "lists":
+        sizes = [(min(tile, each), 1) for each in (256, 128, 512)]
+    else:
+        sizes = [(min(tile, each), max(1, min(4, min(tile, each) // 256))) for each in (1024, 512, 2048)]
+    choices = [Config({"ROWS": rows, "BLOCK": block}, num_warps=warps) for block, warps in dict.fromkeys(sizes)]
     return pick(f"ragged.{kernel}", f"{tile} wide", choices)
 
 

@@ -48,6 +48,12 @@ def _pre_acts(scores, bias, local, first, column, inside, BIAS: tl.constexpr):
 
 
 @triton.jit
+def _any(keep):
+    """Something of a tile is kept."""
+    return tl.max(tl.max(keep.to(tl.int32), 1), 0) > 0
+
+
+@triton.jit
 def _append(values, latents, local, count, room, z, latent, keep):
     """The kept entries of a tile behind the `count` there are in each row, as far as there is room; the new counts."""
     ones = keep.to(tl.int32)
@@ -63,7 +69,10 @@ def keep_above(
     scores, bias, theta, values, latents, counts, n: tl.int64, first: tl.int64, cols, room, per_row, part, width,
     BIAS: tl.constexpr, THETA: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Append what lies above θ. Program (n, s) takes columns s · width … of row n to list n · per_row + part + s."""
+    """Append what lies above θ. Program (n, s) takes columns s · width … of row n to list n · per_row + part + s.
+
+    Few scores are kept, so most tiles end with the comparison; the loads of four tiles are in flight together.
+    """
     start = tl.program_id(0).to(tl.int64) * ROWS
     row = tl.arange(0, ROWS)
     real = start + row < n
@@ -74,13 +83,26 @@ def keep_above(
     counts += mine + row * per_row
     count = tl.load(counts, mask=real, other=0)
     end = tl.minimum((tl.program_id(1) + 1) * width, cols)
-    for begin in range(tl.program_id(1) * width, end, BLOCK):
-        column = begin + tl.arange(0, BLOCK)[None, :]
-        inside = real[:, None] & (column < end)
-        z = _pre_acts(scores, bias, (row * cols)[:, None], first, column, inside, BIAS)
-        keep = _above(z, theta, first, column, inside, THETA)
-        latent = (first + column).to(tl.int32)
-        count = _append(values, latents, (row * per_row * room)[:, None], count, room, z, latent, keep)
+    local, list = (row * cols)[:, None], (row * per_row * room)[:, None]
+    for begin in range(tl.program_id(1) * width, end, 4 * BLOCK):
+        at_0 = begin + tl.arange(0, BLOCK)[None, :]
+        at_1, at_2, at_3 = at_0 + BLOCK, at_0 + 2 * BLOCK, at_0 + 3 * BLOCK
+        z_0 = _pre_acts(scores, bias, local, first, at_0, real[:, None] & (at_0 < end), BIAS)
+        z_1 = _pre_acts(scores, bias, local, first, at_1, real[:, None] & (at_1 < end), BIAS)
+        z_2 = _pre_acts(scores, bias, local, first, at_2, real[:, None] & (at_2 < end), BIAS)
+        z_3 = _pre_acts(scores, bias, local, first, at_3, real[:, None] & (at_3 < end), BIAS)
+        keep_0 = _above(z_0, theta, first, at_0, real[:, None] & (at_0 < end), THETA)
+        keep_1 = _above(z_1, theta, first, at_1, real[:, None] & (at_1 < end), THETA)
+        keep_2 = _above(z_2, theta, first, at_2, real[:, None] & (at_2 < end), THETA)
+        keep_3 = _above(z_3, theta, first, at_3, real[:, None] & (at_3 < end), THETA)
+        if _any(keep_0):
+            count = _append(values, latents, list, count, room, z_0, (first + at_0).to(tl.int32), keep_0)
+        if _any(keep_1):
+            count = _append(values, latents, list, count, room, z_1, (first + at_1).to(tl.int32), keep_1)
+        if _any(keep_2):
+            count = _append(values, latents, list, count, room, z_2, (first + at_2).to(tl.int32), keep_2)
+        if _any(keep_3):
+            count = _append(values, latents, list, count, room, z_3, (first + at_3).to(tl.int32), keep_3)
     tl.store(counts, count, mask=real)
 
 
@@ -133,19 +155,35 @@ def keep_best(
     full = (count > room // 2) & (count <= room)
     if tl.max(full.to(tl.int32)) > 0:
         count = tl.where(full, _pruned(values, latents, local, tl.where(full, count, 0), bound, BLOCK), count)
-    for begin in range(0, cols, BLOCK):
-        column = begin + tl.arange(0, BLOCK)[None, :]
-        inside = real[:, None] & (column < cols)
-        z = _pre_acts(scores, bias, (row * cols)[:, None], first, column, inside, BIAS)
-        key = key_of(z)
-        keep = inside & (key >= bound)
-        _tallied(tally, (key >> 16) + 32768, keep, (bound >> 16) + 32768)
-        count = _append(values, latents, local, count, room, z, (first + column).to(tl.int32), keep)
+    base = (row * cols)[:, None]
+    for begin in range(0, cols, 4 * BLOCK):
+        at_0 = begin + tl.arange(0, BLOCK)[None, :]
+        at_1, at_2, at_3 = at_0 + BLOCK, at_0 + 2 * BLOCK, at_0 + 3 * BLOCK
+        z_0 = _pre_acts(scores, bias, base, first, at_0, real[:, None] & (at_0 < cols), BIAS)
+        z_1 = _pre_acts(scores, bias, base, first, at_1, real[:, None] & (at_1 < cols), BIAS)
+        z_2 = _pre_acts(scores, bias, base, first, at_2, real[:, None] & (at_2 < cols), BIAS)
+        z_3 = _pre_acts(scores, bias, base, first, at_3, real[:, None] & (at_3 < cols), BIAS)
+        keep_0 = real[:, None] & (at_0 < cols) & (key_of(z_0) >= bound)
+        keep_1 = real[:, None] & (at_1 < cols) & (key_of(z_1) >= bound)
+        keep_2 = real[:, None] & (at_2 < cols) & (key_of(z_2) >= bound)
+        keep_3 = real[:, None] & (at_3 < cols) & (key_of(z_3) >= bound)
+        if _any(keep_0):
+            _tallied(tally, (key_of(z_0) >> 16) + 32768, keep_0, (bound >> 16) + 32768)
+            count = _append(values, latents, local, count, room, z_0, (first + at_0).to(tl.int32), keep_0)
+        if _any(keep_1):
+            _tallied(tally, (key_of(z_1) >> 16) + 32768, keep_1, (bound >> 16) + 32768)
+            count = _append(values, latents, local, count, room, z_1, (first + at_1).to(tl.int32), keep_1)
+        if _any(keep_2):
+            _tallied(tally, (key_of(z_2) >> 16) + 32768, keep_2, (bound >> 16) + 32768)
+            count = _append(values, latents, local, count, room, z_2, (first + at_2).to(tl.int32), keep_2)
+        if _any(keep_3):
+            _tallied(tally, (key_of(z_3) >> 16) + 32768, keep_3, (bound >> 16) + 32768)
+            count = _append(values, latents, local, count, room, z_3, (first + at_3).to(tl.int32), keep_3)
     tl.store(counts, tl.minimum(count, room + 1), mask=real)
 
 
 @triton.jit
-def raise_bound(tally, state, raised, FINE: tl.constexpr):
+def raise_bound(tally, state, raised, FINE: tl.constexpr, STEP: tl.constexpr):
     """From the tally, the largest bin edge that at least `wanted` scores reach.
 
     Not that many tallied: no bound; FINE, the lowest key in question, so that never too many are kept.
@@ -154,8 +192,8 @@ def raise_bound(tally, state, raised, FINE: tl.constexpr):
     key = tl.load(state + 1).to(tl.int32)
     high = tl.arange(0, _HIGH)
     sums = tl.zeros((_HIGH,), tl.int64)
-    for begin in range(0, _LOW, 32):
-        low = begin + tl.arange(0, 32)
+    for begin in range(0, _LOW, STEP):
+        low = begin + tl.arange(0, STEP)
         sums += tl.sum(tl.load(tally + low[:, None] * _HIGH + high[None, :]), 0)
     reached = tl.sum(sums, 0) - tl.cumsum(sums, 0) + sums  # scores in this group of bins or above
     group = tl.max(tl.where(reached >= wanted, high, -1), 0)
