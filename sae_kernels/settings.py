@@ -34,6 +34,16 @@ VARIABLES = {
             "",
             "1: on a GPU too, an index out of range is an error (the host waits for it)",
         ),
+        Variable(
+            "SAE_KERNELS_SCREENING",
+            "auto",
+            "encode on the CPU chooses by bfloat16 products what to compute in float32: auto (where it pays), on, off",
+        ),
+        Variable(
+            "SAE_KERNELS_SCREEN_CACHE",
+            str(1 << 30),
+            "bytes of bfloat16 copies that screening keeps of weights it meets again unchanged; 0: none",
+        ),
         Variable("SAE_KERNELS_BLOCK", "", "comma-separated plugin names that are not loaded"),
         Variable(
             "SAE_KERNELS_CACHE",

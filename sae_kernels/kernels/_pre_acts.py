@@ -22,7 +22,7 @@ UPCAST = 2 << 20
 ROWS, COLS = 4096, 8192
 
 
-def _even(total: int, most: int, multiple: int) -> int:
+def even(total: int, most: int, multiple: int) -> int:
     """A chunk size ≤ `most`, up to rounding to `multiple`, that splits `total` into chunks of like size."""
     chunks = -(-total // max(1, most))
     size = -(-total // max(1, chunks))
@@ -39,8 +39,8 @@ class PreActs:
         rows, cols = min(ROWS, max(16, max_rows)), COLS
         if self.upcast:
             rows, cols = min(rows, max(16, UPCAST // max(1, d))), min(cols, max(16, UPCAST // max(1, d)))
-        self.rows = _even(self.n, rows, 16)
-        self.cols = _even(self.m, min(cols, max(1, SCORES // max(16, self.rows))), 64 if cols >= 64 else 1)
+        self.rows = even(self.n, rows, 16)
+        self.cols = even(self.m, min(cols, max(1, SCORES // max(16, self.rows))), 64 if cols >= 64 else 1)
         padded = max(16, self.rows)
         self._scores = torch.empty(padded * self.cols)
         self._x = torch.empty(padded, d)

@@ -95,3 +95,6 @@ def run(
         remove_parallel,
         limit=total,
     )
+    for written in (param, exp_avg, exp_avg_sq, last_step):  # for autograd, which cannot see it
+        if written is not None and not written.is_inference():
+            torch.autograd.graph.increment_version(written)

@@ -1,8 +1,9 @@
 """`linear_topk` on the CPU: `torch.mm` on chunks, folded by C++ into the rows' candidates while in cache.
 
-Bodies: csrc/select. Memory beside the outputs: that of `_pre_acts`, and 16 MiB of candidates (or those of
-16 rows, about 16·k bytes each and selection, where that is more), whatever N and M. Given the scores, the
-selection is exact and deterministic.
+Where bfloat16 products are fast, `screened.py` does it. Here, all scores are computed in float32. Bodies:
+csrc/select. Memory beside the outputs: that of `_pre_acts`, and 16 MiB of candidates (or those of 16 rows, about
+16·k bytes each and selection, where that is more), whatever N and M. Given the scores, the selection is exact and
+deterministic.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from .. import _cpu
 from .._pre_acts import PreActs, address, bias_of, check
+from .._screen import screens
+from . import screened
 
 CANDIDATES_BYTES = 16 << 20
 
@@ -61,6 +64,19 @@ def run(
     """See `sae_kernels.kernels.linear_topk`. Indices ascend within a row."""
     for k, mask in zip(ks, among, strict=True):
         check(x, W, b, k, among=None if mask is None or mask.numel() == 0 else mask)
+    if min(ks, default=0) < 1 or not screens(x, W, ks):
+        return _unscreened(x, W, b, ks, relus, among)
+    out, done = screened.run(x, W, b, ks, relus, among)
+    if done < x.shape[0]:
+        rest = _unscreened(x[done:], W, b, ks, relus, among)
+        for mine, theirs in zip(out, rest, strict=True):
+            mine[done:].copy_(theirs)
+    return out
+
+
+def _unscreened(
+    x: Tensor, W: Tensor, b: Tensor | None, ks: list[int], relus: list[bool], among: Sequence[Tensor | None]
+) -> list[Tensor]:
     rooms = [_cpu.ask("running_topk_room", k) for k in ks]
     chunks = PreActs(x, W, CANDIDATES_BYTES // max(1, 8 * sum(rooms)))
     selections = [

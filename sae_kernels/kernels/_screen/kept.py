@@ -1,0 +1,126 @@
+"""Copies of weights in bfloat16, kept while the weights stay what they are.
+
+Weights in training change at every step: they are rounded chunk by chunk as they are read. Weights that come back
+unchanged are worth a copy: half as much to read, and nothing to round. One is made when the same content is met for
+the second time. What tells that it is the same:
+
+- the storage, held weakly, which also keeps its address from being reused; where in it the weights lie, and how;
+- the version counter, which PyTorch's operations and this package's move on when they write;
+- the steps that optimizers have made, since fused ones of PyTorch write without moving the counter on;
+- for what writes behind all of these (`W.data[i] = ...`): 16 elements of every row, others at each call, are
+  compared with the copy before it is used. A single element written that way can escape for a while.
+
+SAE_KERNELS_SCREEN_CACHE bounds all copies together (bytes; 0: none); the one unused longest goes first.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from ... import settings
+from ...errors import ConfigError
+from .rounded import Rounded, round_rows
+
+REMEMBERED = 64  # tensors met, with or without a copy
+
+
+@dataclass
+class _Met:
+    """A tensor that was met: alive as long as its storage is."""
+
+    storage: StorageWeakRef
+    state: tuple[int, int]  # version, optimizer steps
+    copy: Rounded | None = None
+    calls: int = 0
+
+
+_lock = threading.Lock()
+_met: OrderedDict[tuple[Any, ...], _Met] = OrderedDict()
+_steps = 0
+counts = {"made": 0, "used": 0, "stale": 0}
+
+
+def forget() -> None:
+    """Free every copy."""
+    with _lock:
+        _met.clear()
+
+
+def kept_bytes() -> int:
+    """What the copies take."""
+    return sum(met.copy.nbytes for met in list(_met.values()) if met.copy)
+
+
+def limit_bytes() -> int:
+    """SAE_KERNELS_SCREEN_CACHE."""
+    text = settings.read("SAE_KERNELS_SCREEN_CACHE")
+    if not text.isdecimal():
+        raise ConfigError(f"SAE_KERNELS_SCREEN_CACHE={text}, expected a number of bytes")
+    return int(text)
+
+
+def kept(W: Tensor) -> Rounded | None:
+    """The copy of these very weights; None where there is none. Weights in bfloat16 need none."""
+    limit, wanted = limit_bytes(), 2 * W.numel() + 8 * W.shape[0]
+    if W.dtype == torch.bfloat16 or W.is_inference() or wanted > limit:
+        return None
+    _watch_optimizers()
+    storage = StorageWeakRef(W.untyped_storage())
+    key = (storage.cdata, W.storage_offset(), W.shape, W.stride(), W.dtype)
+    with _lock:
+        for gone in [key for key, met in _met.items() if met.storage.expired()]:
+            del _met[gone]
+        state = W._version, _steps
+        met = _met.get(key)
+        if met is None or met.state != state:
+            _met[key] = _Met(storage, state)
+            _met.move_to_end(key)
+            if len(_met) > REMEMBERED:
+                _met.popitem(last=False)
+            return None
+        _met.move_to_end(key)
+        met.calls += 1
+        if met.copy is not None and not _same(W, met.copy, met.calls):
+            met.copy = None
+            counts["stale"] += 1
+        if met.copy is not None:
+            counts["used"] += 1
+            return met.copy
+        _make_room(limit - wanted)
+        met.copy = round_rows(W.detach(), Rounded.empty(W.shape[0], W.shape[1], W.dtype))
+        counts["made"] += 1
+        return met.copy
+
+
+def _make_room(most: int) -> None:
+    """Free copies, the one unused longest first, until they take no more than that."""
+    for met in _met.values():
+        if kept_bytes() <= most:
+            return
+        met.copy = None
+
+
+def _same(W: Tensor, copy: Rounded, calls: int) -> bool:
+    """Whether a sample of every row is still what was rounded."""
+    at = 16 * calls % max(1, W.shape[1] - 15)
+    sample = W.detach()[:, at : at + 16].to(torch.bfloat16).view(torch.int16)
+    return torch.equal(sample, copy.data[:, at : at + 16].view(torch.int16))
+
+
+@functools.cache
+def _watch_optimizers() -> None:
+    register_optimizer_step_post_hook(_stepped)
+
+
+def _stepped(*_: Any) -> None:
+    global _steps
+    _steps += 1

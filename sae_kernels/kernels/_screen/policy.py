@@ -1,0 +1,46 @@
+"""When screening pays."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ... import settings
+from ...errors import ConfigError
+from .. import _cpu
+
+MODES = ("auto", "on", "off")
+LEAST_D, LEAST_M, LEAST_N = 64, 1024, 32  # below, products are too small a part of the work
+LATENTS_A_CHOICE = 16  # with fewer latents for each one chosen, too many are computed twice
+
+
+@functools.cache
+def screening_pays() -> bool:
+    """PyTorch multiplies bfloat16 on this machine much faster than float32: with AMX, or AMD's AVX512_BF16."""
+    if _cpu.isa() not in ("avx512", "amx") or not _cpu.ask("fast_bf16"):
+        return False
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def mode() -> str:
+    """SAE_KERNELS_SCREENING: auto, on or off."""
+    chosen = settings.read("SAE_KERNELS_SCREENING")
+    if chosen not in MODES:
+        raise ConfigError(f"SAE_KERNELS_SCREENING={chosen}, expected one of {', '.join(MODES)}")
+    return chosen
+
+
+def screens(x: Tensor, W: Tensor, ks: Sequence[int]) -> bool:
+    """Whether to screen this problem. `on` takes what screening can do at all: W's rows must lie in one piece, as
+    candidates are computed row by row."""
+    chosen, (n, d), m = mode(), x.shape, W.shape[0]
+    if chosen == "off" or d == 0 or n == 0 or (W.stride(1) != 1 and d > 1) or W.is_neg():
+        return False
+    if chosen == "on":
+        return True
+    if d < LEAST_D or m < LEAST_M or n < LEAST_N or LATENTS_A_CHOICE * sum(ks) > m:
+        return False
+    return screening_pays() and bool(torch.backends.mkldnn.enabled)

@@ -1,0 +1,233 @@
+"""Screening in bfloat16: what comes out is the choice among exactly computed scores, whatever the numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from support.compare import assert_same
+from torch import Tensor
+
+from bench import cases
+from sae_kernels.errors import ConfigError
+from sae_kernels.kernels import _cpu
+from sae_kernels.kernels._screen import chunks, policy
+from sae_kernels.kernels.linear_topk import cpu as linear_topk
+from sae_kernels.kernels.linear_topk import screened
+from sae_kernels.kernels.sddmm import cpu as sddmm
+from sae_kernels.kernels.topk import reference as topk
+
+INF, NAN = float("inf"), float("nan")
+Problem = tuple[Tensor, Tensor, Tensor]
+
+
+@pytest.fixture(autouse=True)
+def _screening(cpu: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On, in small chunks, and never given up."""
+    monkeypatch.setenv("SAE_KERNELS_SCREENING", "on")
+    monkeypatch.setattr(screened, "SCREENED_A_COMPUTED", 1)
+    cut_small(monkeypatch)
+
+
+def cut_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of no more than 16 tokens and 320 latents."""
+    monkeypatch.setattr(chunks, "ROWS", 16)
+    monkeypatch.setattr(chunks, "COLS", 320)
+
+
+def exact_scores(x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
+    """Every score as screening computes the ones that matter. 16-bit inputs: for d in multiples of 64."""
+    n, m = x.shape[0], W.shape[0]
+    everything = torch.arange(m, dtype=torch.int32).repeat(n, 1)
+    z = sddmm.run(x.float(), W.float(), everything, None, None)
+    return z if b is None else z + b.float()
+
+
+def expect(problem: Problem, k: int, found: list[Tensor], among: Tensor | None = None) -> None:
+    """`found` are exactly the k best, latents ascending."""
+    z = exact_scores(*problem)
+    allowed = torch.arange(z.shape[1]) if among is None else among.nonzero().flatten()
+    filled = min(k, allowed.numel())
+    values, picked = topk.run(z[:, allowed], filled)
+    latents, order = allowed[picked.long()].sort(1)
+    assert torch.equal(found[1][:, :filled], latents.int())
+    assert_same(found[0][:, :filled], values.gather(1, order).to(problem[0].dtype), signed_zeros=False)
+    assert not found[0][:, filled:].any()
+    assert not found[1][:, filled:].any()
+
+
+def select(problem: Problem, k: int, among: Tensor | None = None) -> list[Tensor]:
+    """The k best by screening alone."""
+    found, done = screened.run(*problem, [k], [False], [among])
+    assert done == problem[0].shape[0]
+    return found
+
+
+def normal(n: int, d: int, m: int, dtype: torch.dtype = torch.float32) -> Problem:
+    x, W, b = torch.randn(n, d), torch.randn(m, d) / d**0.5, torch.randn(m) / 10
+    return x.to(dtype), W.to(dtype), b.to(dtype)
+
+
+@pytest.mark.parametrize(
+    ("n", "d", "m", "k"), [(40, 64, 2000, 20), (9, 768, 1500, 32), (5, 4096, 900, 9), (3, 1, 1, 1), (17, 67, 333, 333)]
+)
+def test_the_choice_is_exact(n: int, d: int, m: int, k: int) -> None:
+    problem = normal(n, d, m)
+    expect(problem, k, select(problem, k))
+    z = problem[0].double() @ problem[1].double().T + problem[2].double()
+    found = select(problem, k)
+    torch.testing.assert_close(found[0].double(), z.gather(1, found[1].long()), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_16_bit_inputs(dtype: torch.dtype) -> None:
+    for d, k in ((64, 30), (768, 30), (64, 1)):
+        problem = normal(21, d, 1700, dtype)
+        expect(problem, k, select(problem, k))
+
+
+def _spread(shape: tuple[int, int]) -> Tensor:
+    return 10.0 ** torch.randint(-12, 13, shape)
+
+
+def _with(tensor: Tensor, *places: tuple[object, float]) -> Tensor:
+    for place, value in places:
+        tensor[place] = value
+    return tensor
+
+
+SPECIAL = [((slice(None, None, 101), 3), NAN), ((slice(5, None, 90), 0), INF), ((slice(6, None, 50), 1), -INF)]
+HARD: dict[str, Callable[[Tensor, Tensor, Tensor], Problem]] = {
+    "huge": lambda x, W, b: (x * 1e15, W * 1e15, b),
+    "past every bound": lambda x, W, b: (x * 1e19, W * 1e19, b),
+    "one huge token": lambda x, W, b: (_with(x, ((3,), 3e38)), W, b),
+    "one huge latent": lambda x, W, b: (x, _with(W, ((700,), -3e38), ((701,), 3e38)), b),
+    "small": lambda x, W, b: (x * 1e-12, W * 1e-12, b * 0),
+    "denormal scores": lambda x, W, b: (x * 1e-20, W * 1e-20, b * 0),
+    "denormal tokens": lambda x, W, b: (x * 1e-39, W, b * 0),
+    "denormal latents": lambda x, W, b: (x, W * 1e-40, b * 1e-39),
+    "all equal": lambda x, W, b: (x, W[:1].repeat(W.shape[0], 1), b * 0),
+    "zero": lambda x, W, b: (x * 0, W, b * 0),
+    "near ties": lambda x, W, b: (x, W[:1] + 1e-6 * W, b * 0),
+    "nearly equal": lambda x, W, b: (x, W[:1] + 1e-3 * W, b * 0),
+    "steep biases": lambda x, W, b: (x, W, torch.arange(b.numel()) / 10),
+    "rising biases": lambda x, W, b: (x, W, torch.arange(b.numel()) / 1e4),
+    "rising by less than the bound": lambda x, W, b: (x, W[:1].repeat(W.shape[0], 1), torch.arange(b.numel()) * 1e-6),
+    "falling biases": lambda x, W, b: (x, W, -torch.arange(b.numel()) / 1e4),
+    "huge biases": lambda x, W, b: (x, W, b * 1e38),
+    "scales of tokens and latents": lambda x, W, b: (x * _spread((x.shape[0], 1)), W * _spread((W.shape[0], 1)), b),
+    "scales of every element": lambda x, W, b: (x * _spread((1, x.shape[1])), W * _spread((1, W.shape[1])), b),
+    "outlier columns": lambda x, W, b: (_with(x, ((..., 3), 300.0)), W * _with(torch.ones(W.shape[1]), (5, 1e3)), b),
+    "all negative": lambda x, W, b: (x, W, b - 100),
+    "cancelling": lambda x, W, b: (torch.cat([x, x], 1), torch.cat([W, -W * (1 + 1e-4)], 1), b * 1e-4),
+    "tokens that are not finite": lambda x, W, b: (_with(x, ((2, 5), NAN), ((4, 6), INF), ((7, 0), -INF)), W, b),
+    "latents that are not finite": lambda x, W, b: (x, _with(W, *SPECIAL), b),
+    "infinite and NaN biases": lambda x, W, b: (x, W, _with(b, (7, NAN), (slice(9, 99), INF), (slice(99, 900), -INF))),
+    "biases that mask": lambda x, W, b: (x, W, _with(b, (slice(None, 1195), -INF))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", HARD)
+@pytest.mark.parametrize("k", [1, 32])
+def test_hard_numbers(kind: str, k: int) -> None:
+    problem = HARD[kind](*normal(19, 96, 1200))
+    expect(problem, k, select(problem, k))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in HARD if "denormal" in kind or kind == "small"])
+def test_hard_numbers_with_denormals_flushed(kind: str) -> None:
+    problem = HARD[kind](*normal(19, 96, 1200))
+    before = _cpu.flush_denormals(True, 1)
+    try:
+        expect(problem, 32, select(problem, 32))
+    finally:
+        _cpu.flush_denormals(before, 1)
+
+
+@pytest.mark.parametrize("kind", ["near ties", "outlier columns", "latents that are not finite", "all equal"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_hard_numbers_of_16_bits(kind: str, dtype: torch.dtype) -> None:
+    x, W, b = HARD[kind](*normal(11, 128, 1200))
+    problem = x.to(dtype), W.to(dtype), b.to(dtype)
+    expect(problem, 32, select(problem, 32))
+
+
+def test_masks_and_several_selections() -> None:
+    problem = normal(19, 64, 1200)
+    few = torch.zeros(1200, dtype=torch.bool)
+    few[300::211] = True
+    masks = [None, torch.rand(1200) < 0.4, few, torch.zeros(1200, dtype=torch.bool), torch.rand(1200) < 0.9]
+    ks = [1200, 64, 9, 3, 1]
+    found, done = screened.run(*problem, ks, [False] * 5, masks)
+    assert done == 19
+    for i, (k, mask) in enumerate(zip(ks, masks, strict=True)):
+        expect(problem, k, found[2 * i : 2 * i + 2], mask)
+
+
+def test_relu_no_bias_and_strides() -> None:
+    x, W, _ = normal(19, 64, 1200)
+    padded = torch.full((19, 70), NAN)
+    padded[:, 3:67] = x
+    for mine in (padded[:, 3:67], x.mT.contiguous().mT):
+        (values, indices), _ = screened.run(mine, W - 0.3, None, [900], [True], [None])
+        full, same = select((x, W - 0.3, torch.zeros(1200)), 900)
+        assert torch.equal(indices, same)
+        assert torch.equal(values, full.relu())
+        assert (values == 0).any()
+
+
+def test_any_number_of_threads_gives_the_same_bits(threads: Callable) -> None:
+    """On ordinary numbers: unlike a GEMM, what is computed exactly is computed one score at a time."""
+    problem, found = normal(40, 96, 1300), []
+    for count in (1, 2, 3):
+        with threads(count):
+            found.append(select(problem, 25))
+    for other in found[1:]:
+        assert all(torch.equal(one, two) for one, two in zip(found[0], other, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["all equal", "tokens that are not finite", "past every bound"])
+def test_what_bounds_cannot_decide_goes_to_float32(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(screened, "SCREENED_A_COMPUTED", 12)
+    x, W, b = HARD[kind](*normal(40, 96, 6000))
+    if kind == "tokens that are not finite":
+        x[17:] = NAN
+    _, done = screened.run(x, W, b, [8], [False], [None])
+    assert done < 40
+    found = linear_topk.run(x, W, b, [8], [False], [torch.empty(0, dtype=torch.bool)])
+    monkeypatch.setenv("SAE_KERNELS_SCREENING", "off")
+    expected = linear_topk.run(x, W, b, [8], [False], [torch.empty(0, dtype=torch.bool)])
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-4, atol=1e-4, equal_nan=True)
+
+
+@pytest.mark.parametrize("size", ["S", "L", "XL"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_memory_is_bounded(size: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    n, d, m, k = (getattr(cases.SIZES[size], name) for name in ("n", "d", "d_sae", "k"))
+    x, W = (torch.empty(1, d, dtype=dtype).expand(rows, d) for rows in (n, m))
+    monkeypatch.setattr(chunks, "kept", lambda W: None)
+    rooms = [_cpu.ask("screened_topk_room", each) for each in (k, 4 * k)]
+    scratch = chunks.ScreeningScores(x, W, screened.CANDIDATES_BYTES // (12 * sum(rooms)))
+    taken = scratch._scores.nbytes + scratch._tokens.nbytes + scratch._latents.nbytes + 12 * sum(rooms) * scratch.rows
+    assert taken <= 64 << 20
+
+
+def test_when_it_screens(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, W = torch.empty(64, 128), torch.empty(2048, 128)
+    assert policy.screens(x, W, [32])
+    assert not policy.screens(x, W.mT.contiguous().mT, [32])  # rows in pieces
+    assert not policy.screens(x[:, :0], W[:, :0], [32])
+    monkeypatch.setenv("SAE_KERNELS_SCREENING", "off")
+    assert not policy.screens(x, W, [32])
+    monkeypatch.setenv("SAE_KERNELS_SCREENING", "auto")
+    for pays in (False, True):
+        monkeypatch.setattr(policy, "screening_pays", lambda pays=pays: pays)
+        assert policy.screens(x, W, [32]) is pays
+    assert not policy.screens(x[:, :32], W[:, :32], [32])
+    assert not policy.screens(x, W[:512], [8])
+    assert not policy.screens(x, W, [32, 256])
+    monkeypatch.setenv("SAE_KERNELS_SCREENING", "maybe")
+    with pytest.raises(ConfigError, match="SAE_KERNELS_SCREENING=maybe, expected one of auto, on, off"):
+        policy.screens(x, W, [32])
