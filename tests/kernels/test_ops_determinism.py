@@ -47,6 +47,7 @@ def run(op: str, dtype: torch.dtype, ragged: bool, backend: str) -> Iterable[Ten
     calls: dict[str, Callable[[], Iterable[Tensor]]] = {
         "spmm": lambda: [ops.spmm(values, indices, offsets, W, **on)],
         "spmm_t": lambda: [ops.spmm_t(values, indices, offsets, X, 1500, **on)],
+        "spmm_backward": lambda: ops.spmm_backward(X, values, indices, offsets, W, **on),
         "sddmm": lambda: [ops.sddmm(X, W, indices, offsets, values, **on)],
         "transpose": lambda: ops.transpose(indices, offsets, 1500, **on),
         "prefix_decode": lambda: [ops.prefix_decode(values, indices, offsets, W, [7, 800, 1500], **on)],
@@ -61,7 +62,11 @@ def run(op: str, dtype: torch.dtype, ragged: bool, backend: str) -> Iterable[Ten
 
 
 CASES = [
-    *((op, ragged) for op in ("spmm", "spmm_t", "sddmm", "transpose", "prefix_decode") for ragged in (False, True)),
+    *(
+        (op, ragged)
+        for op in ("spmm", "spmm_t", "spmm_backward", "sddmm", "transpose", "prefix_decode")
+        for ragged in (False, True)
+    ),
     *(
         (op, False)
         for op in ("topk", "linear_topk", "linear_threshold", "linear_batch_topk", "adam_rows", "latent_topn")

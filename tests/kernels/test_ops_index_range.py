@@ -33,6 +33,9 @@ def rows(indices: Tensor, offsets: Tensor | None) -> int:
 CONSUMERS: dict[str, Callable[[Tensor, Tensor, Tensor | None, str], object]] = {
     "spmm": lambda v, i, o, b: ops.spmm(v, i, o, torch.ones(M, D), backend=b),
     "spmm_t": lambda v, i, o, b: ops.spmm_t(v, i, o, torch.ones(rows(i, o), D), M, backend=b),
+    "spmm_backward": lambda v, i, o, b: ops.spmm_backward(
+        torch.ones(rows(i, o), D), v, i, o, torch.ones(M, D), backend=b
+    ),
     "sddmm": lambda v, i, o, b: ops.sddmm(torch.ones(rows(i, o), D), torch.ones(M, D), i, o, v, backend=b),
     "transpose": lambda v, i, o, b: ops.transpose(i, o, M, backend=b),
     "prefix_decode": lambda v, i, o, b: ops.prefix_decode(v, i, o, torch.ones(M, D), [2, M], backend=b),

@@ -31,6 +31,9 @@ def test_products(backend: str, dtype: torch.dtype, layout: str) -> None:
         ops.spmm_t(laid_values, laid_indices, None, laid_X, 50, **on),
         ops.spmm_t(values, indices, None, X, 50, **on),
     )
+    found = ops.spmm_backward(laid_X, laid_values, laid_indices, None, laid_W, **on)
+    for mine, theirs in zip(found, ops.spmm_backward(X, values, indices, None, W, **on), strict=True):
+        assert_same(mine, theirs)
     found = ops.sddmm(laid_X, laid_W, laid_indices, None, laid_values, **on)
     assert_same(found, ops.sddmm(X, W, indices, None, values, **on))
     found = ops.prefix_decode(laid_values, laid_indices, None, laid_W, [9, 50], **on)

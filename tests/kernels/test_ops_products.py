@@ -1,4 +1,4 @@
-"""`spmm`, `spmm_t`, `sddmm`: forward against dense float64, on every backend, dtype and pattern of codes."""
+"""`spmm`, `spmm_t`, `sddmm`, `spmm_backward` against dense float64, on every backend, dtype and pattern of codes."""
 
 from __future__ import annotations
 
@@ -27,6 +27,9 @@ def test_products_of_every_size(backend: str, dtype: torch.dtype, size: cases.Si
     assert_close(ops.spmm(values, indices, offsets, W, backend=backend), dense.spmm(values, indices, offsets, W))
     found = ops.spmm_t(values, indices, offsets, X, size.d_sae, backend=backend)
     assert_close(found, dense.spmm_t(values, indices, offsets, X, size.d_sae))
+    d_values, dW = ops.spmm_backward(X, values, indices, offsets, W, backend=backend)
+    assert_close(d_values, dense.sddmm(X, W, indices, offsets, values))
+    assert_close(dW, dense.spmm_t(values, indices, offsets, X, size.d_sae))
     for gate in (values, None):
         found = ops.sddmm(X, W, indices, offsets, gate, backend=backend)
         assert_close(found, dense.sddmm(X, W, indices, offsets, gate))
@@ -41,6 +44,9 @@ def test_products_of_every_pattern(backend: str, dtype: torch.dtype, draw: str, 
     found = ops.spmm_t(values, indices, offsets, X, size.d_sae, backend=backend)
     truth = dense.spmm_t(values, indices, offsets, X, size.d_sae)
     assert_close(found, truth)
+    d_values, dW = ops.spmm_backward(X, values, indices, offsets, W, backend=backend)
+    assert_close(d_values, dense.sddmm(X, W, indices, offsets, values))
+    assert_close(dW, truth)
     untouched = torch.ones(size.d_sae, dtype=torch.bool)
     untouched[indices.flatten()[values.flatten() != 0].long()] = False
     assert (found[untouched] == 0).all()
