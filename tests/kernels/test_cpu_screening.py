@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -151,6 +155,28 @@ def test_hard_numbers_of_16_bits(kind: str, dtype: torch.dtype) -> None:
     x, W, b = HARD[kind](*normal(11, 128, 1200))
     problem = x.to(dtype), W.to(dtype), b.to(dtype)
     expect(problem, 32, select(problem, 32))
+
+
+PINNED = """
+import sys, pytest
+chosen = ["-k", "(cpu and topk and not batch) or hard_numbers or 16_bit", *sys.argv[1:]]
+sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", *chosen]))
+"""
+
+
+@pytest.mark.parametrize("isa", _cpu.isas())
+def test_these_and_the_tests_of_the_op_pass_in_every_isa(isa: str) -> None:
+    """In a process of its own: the instruction set is chosen once."""
+    tests = [str(Path(__file__).with_name(f"test_{name}.py")) for name in ("ops_linear", "cpu_screening")]
+    run = subprocess.run(
+        [sys.executable, "-P", "-c", PINNED, *tests],
+        env={**os.environ, "SAE_KERNELS_SCREENING": "on", "SAE_KERNELS_ISA": isa},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stdout
+    assert " passed" in run.stdout
 
 
 def test_masks_and_several_selections() -> None:

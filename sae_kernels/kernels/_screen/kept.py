@@ -62,7 +62,7 @@ def kept_bytes() -> int:
 
 def limit_bytes() -> int:
     """SAE_KERNELS_SCREEN_CACHE."""
-    text = settings.read("SAE_KERNELS_SCREEN_CACHE")
+    text = settings.read("SAE_KERNELS_SCREEN_CACHE") or settings.VARIABLES["SAE_KERNELS_SCREEN_CACHE"].default
     if not text.isdecimal():
         raise ConfigError(f"SAE_KERNELS_SCREEN_CACHE={text}, expected a number of bytes")
     return int(text)

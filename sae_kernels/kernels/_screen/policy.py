@@ -27,7 +27,7 @@ def screening_pays() -> bool:
 
 def mode() -> str:
     """SAE_KERNELS_SCREENING: auto, on or off."""
-    chosen = settings.read("SAE_KERNELS_SCREENING")
+    chosen = settings.read("SAE_KERNELS_SCREENING") or "auto"
     if chosen not in MODES:
         raise ConfigError(f"SAE_KERNELS_SCREENING={chosen}, expected one of {', '.join(MODES)}")
     return chosen
