@@ -22,9 +22,9 @@ PLANS = {
 }
 SMALL_TILES = {
     "topk.maxima": Config({"GROUPS": 8}),
-    "topk.general": Config({"TILE": 32}),
-    "topk.alone": Config({"ROWS": 4}),
-    "topk.candidates": Config({"ROWS": 4}),
+    "topk.general": Config({"TILE": 32, "PART": 64}),
+    "topk.alone": Config({"ROWS": 4, "PART": 32}),
+    "topk.candidates": Config({"ROWS": 4, "PART": 64}),
 }
 
 

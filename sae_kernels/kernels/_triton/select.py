@@ -26,7 +26,7 @@ from torch import Tensor
 from . import interpreting
 from .cast import narrow, wide
 from .inputs import cdiv, next_power_of_2
-from .order import LOW_BITS, NOBODY, SENTINEL, chosen_slots, rough_key, settled, slots_above
+from .order import LOW_BITS, NOBODY, SENTINEL, count, kth_key, rough_key, settled, slots_above
 from .tuning import Config, pick
 
 ALONE = 2048  # scores that are chosen from at once, without groups
@@ -75,22 +75,53 @@ def fill(values, indices, row, found, inside, k, VALUES: tl.constexpr, TILE_K: t
             tl.store(indices + at, slot * 0 - 1, mask=empty)
 
 
+@triton.jit
+def _ties(keys, kth, k):
+    """How many that are equal to the k-th key are wanted."""
+    return k - count(keys > kth[:, None])
+
+
+@triton.jit
+def _emit(
+    rows, bias, among, values, indices, start, kth, ties, valid, m, k, stride,
+    ROWS: tl.constexpr, PART: tl.constexpr, KEYS: tl.constexpr, BIAS: tl.constexpr, AMONG: tl.constexpr,
+    VALUES: tl.constexpr, RELU: tl.constexpr,
+):  # fmt: skip
+    """Read rows again, part by part, and write those above the k-th key and the first `ties` equal ones; how many."""
+    local = tl.arange(0, ROWS) * k
+    found = ties * 0
+    for first in range(0, m, PART):
+        columns = first + tl.arange(0, PART)[None, :]
+        inside = valid[:, None] & (columns < m)
+        score, key = _read(rows, bias, among, columns, inside, stride, KEYS, BIAS, AMONG)
+        chosen, slot, above, equal = slots_above(settled(key), kth, ties)
+        slot += (local + found)[:, None]
+        _write(values, indices, start * k, slot, chosen, score, columns + slot * 0, VALUES, RELU)
+        taken = tl.minimum(equal, ties)
+        found += above + taken
+        ties -= taken
+    return found
+
+
 @triton.jit(do_not_specialize=["n"])
 def _alone(
     scores, bias, among, values, indices, n: tl.int64, stride_n, stride_m, m, k,
-    ROWS: tl.constexpr, TILE: tl.constexpr, TILE_K: tl.constexpr, LOW: tl.constexpr, KEYS: tl.constexpr,
-    BIAS: tl.constexpr, AMONG: tl.constexpr, VALUES: tl.constexpr, RELU: tl.constexpr,
+    ROWS: tl.constexpr, TILE: tl.constexpr, PART: tl.constexpr, TILE_K: tl.constexpr, LOW: tl.constexpr,
+    KEYS: tl.constexpr, BIAS: tl.constexpr, AMONG: tl.constexpr, VALUES: tl.constexpr, RELU: tl.constexpr,
 ):  # fmt: skip
     """One program chooses from whole rows."""
-    first = tl.program_id(0).to(tl.int64) * ROWS
-    row = first + tl.arange(0, ROWS)
+    start = tl.program_id(0).to(tl.int64) * ROWS
+    row = start + tl.arange(0, ROWS)
     columns = tl.arange(0, TILE)[None, :]
-    inside = (row < n)[:, None] & (columns < m)
     rows = scores + (row * stride_n)[:, None]
-    score, key = _read(rows, bias, among, columns, inside, stride_m, KEYS, BIAS, AMONG)
-    chosen, slot, found = chosen_slots(settled(key), k, LOW)
-    slot += tl.arange(0, ROWS)[:, None] * k
-    _write(values, indices, first * k, slot, chosen, score, columns + tl.zeros_like(key), VALUES, RELU)
+    inside = (row < n)[:, None] & (columns < m)
+    _, key = _read(rows, bias, among, columns, inside, stride_m, KEYS, BIAS, AMONG)
+    key = settled(key)
+    kth = kth_key(key, k, LOW)
+    found = _emit(
+        rows, bias, among, values, indices, start, kth, _ties(key, kth, k), row < n, m, k, stride_m,
+        ROWS, PART, KEYS, BIAS, AMONG, VALUES, RELU,
+    )  # fmt: skip
     if AMONG or KEYS:  # noqa: SIM102  (the outer one is decided at compile time)
         if tl.min(found) < k:
             fill(values, indices, row, found, row < n, k, VALUES, TILE_K)
@@ -109,28 +140,50 @@ def _maxima(
     tl.store(maxima + row * groups + group, settled(tl.max(key, 1)), mask=group < groups)
 
 
-@triton.jit(do_not_specialize=["n"])
-def _candidates(
-    scores, bias, among, picked, values, indices, n: tl.int64, stride_n, stride_m, m, k,
-    ROWS: tl.constexpr, TILE_K: tl.constexpr, G: tl.constexpr, LOW: tl.constexpr, KEYS: tl.constexpr,
-    BIAS: tl.constexpr, AMONG: tl.constexpr, VALUES: tl.constexpr, RELU: tl.constexpr,
+@triton.jit
+def _read_groups(
+    rows, bias, among, picked, row, n, first, m, k, stride,
+    ROWS: tl.constexpr, COUNT: tl.constexpr, G: tl.constexpr, KEYS: tl.constexpr, BIAS: tl.constexpr,
+    AMONG: tl.constexpr,
 ):  # fmt: skip
-    """One program chooses from the `picked` groups of its rows, which ascend."""
-    TILE: tl.constexpr = TILE_K * G
-    first = tl.program_id(0).to(tl.int64) * ROWS
-    row = first + tl.arange(0, ROWS)
-    slots = tl.arange(0, TILE_K)[None, :]
+    """(scores, keys, columns), each (ROWS, COUNT · G), of COUNT picked groups from `first` on."""
+    slots = first + tl.arange(0, COUNT)[None, :]
     group = tl.load(picked + row[:, None] * k + slots, mask=(row < n)[:, None] & (slots < k), other=-1)
     columns = group[:, :, None] * G + tl.arange(0, G)[None, None, :]
     inside = (columns >= 0) & (columns < m)
-    rows = scores + (row * stride_n)[:, None, None]
-    score, key = _read(rows, bias, among, columns, inside, stride_m, KEYS, BIAS, AMONG)
-    key = tl.reshape(key, (ROWS, TILE))
-    chosen, slot, found = chosen_slots(settled(key), k, LOW)
-    slot += tl.arange(0, ROWS)[:, None] * k
-    score, columns = tl.reshape(score, (ROWS, TILE)), tl.reshape(columns, (ROWS, TILE))
-    _write(values, indices, first * k, slot, chosen, score, columns, VALUES, RELU)
-    if AMONG or KEYS:  # noqa: SIM102  (the outer one is decided at compile time)
+    score, key = _read(rows[:, None, None], bias, among, columns, inside, stride, KEYS, BIAS, AMONG)
+    TILE: tl.constexpr = COUNT * G
+    return tl.reshape(score, (ROWS, TILE)), tl.reshape(settled(key), (ROWS, TILE)), tl.reshape(columns, (ROWS, TILE))
+
+
+@triton.jit(do_not_specialize=["n"])
+def _candidates(
+    scores, bias, among, picked, values, indices, n: tl.int64, stride_n, stride_m, m, k,
+    ROWS: tl.constexpr, TILE_K: tl.constexpr, PART: tl.constexpr, G: tl.constexpr, LOW: tl.constexpr,
+    KEYS: tl.constexpr, BIAS: tl.constexpr, AMONG: tl.constexpr, VALUES: tl.constexpr, RELU: tl.constexpr,
+):  # fmt: skip
+    """One program chooses from the `picked` groups of its rows, which ascend; PART of them are written at a time."""
+    start = tl.program_id(0).to(tl.int64) * ROWS
+    row = start + tl.arange(0, ROWS)
+    rows = scores + row * stride_n
+    _, key, _ = _read_groups(
+        rows, bias, among, picked, row, n, 0, m, k, stride_m, ROWS, TILE_K, G, KEYS, BIAS, AMONG
+    )  # fmt: skip
+    kth = kth_key(key, k, LOW)
+    ties = _ties(key, kth, k)
+    local = tl.arange(0, ROWS) * k
+    found = ties * 0
+    for first in range(0, k, PART):
+        score, part, columns = _read_groups(
+            rows, bias, among, picked, row, n, first, m, k, stride_m, ROWS, PART, G, KEYS, BIAS, AMONG
+        )  # fmt: skip
+        chosen, slot, above, equal = slots_above(part, kth, ties)
+        slot += (local + found)[:, None]
+        _write(values, indices, start * k, slot, chosen, score, columns, VALUES, RELU)
+        taken = tl.minimum(equal, ties)
+        found += above + taken
+        ties -= taken
+    if AMONG or KEYS:  # noqa: SIM102
         if tl.min(found) < k:
             fill(values, indices, row, found, row < n, k, VALUES, TILE_K)
 
@@ -138,11 +191,12 @@ def _candidates(
 @triton.jit
 def _general(
     scores, bias, among, values, indices, stride_n, stride_m, m, k: tl.int32,
-    TILE: tl.constexpr, LOW: tl.constexpr, KEYS: tl.constexpr, BIAS: tl.constexpr, AMONG: tl.constexpr,
-    VALUES: tl.constexpr, RELU: tl.constexpr, TILE_K: tl.constexpr,
+    TILE: tl.constexpr, PART: tl.constexpr, LOW: tl.constexpr, KEYS: tl.constexpr, BIAS: tl.constexpr,
+    AMONG: tl.constexpr, VALUES: tl.constexpr, RELU: tl.constexpr, TILE_K: tl.constexpr,
 ):  # fmt: skip
     """One program reads a row tile by tile: once for each byte of the k-th key, counting, and once to write."""
-    row = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
+    row0 = tl.program_id(0).to(tl.int64)
+    row = row0 + tl.arange(0, 1)
     rows = scores + (row * stride_n)[:, None]
     byte = tl.arange(0, 256)
     kth = tl.full((1,), 0, tl.uint32)  # the bytes found, of keys moved to be unsigned
@@ -170,17 +224,11 @@ def _general(
     signed = tl.where(signed < 0, signed | ((1 << SKIPPED) - 1), signed)
     signed = tl.where(lacking, NOBODY, signed)
     ties = tl.where(lacking, 0, ties)
-    total = tl.zeros((1,), tl.int32)
-    for first in range(0, m, TILE):
-        columns = first + tl.arange(0, TILE)[None, :]
-        score, key = _read(rows, bias, among, columns, columns < m, stride_m, KEYS, BIAS, AMONG)
-        chosen, slot, above, equal = slots_above(settled(key), signed, ties)
-        slot += total[:, None]
-        _write(values, indices, tl.program_id(0).to(tl.int64) * k, slot, chosen, score, columns, VALUES, RELU)
-        taken = tl.minimum(equal, ties)
-        total += above + taken
-        ties -= taken
-    if AMONG or KEYS:  # noqa: SIM102  (the outer one is decided at compile time)
+    total = _emit(
+        rows, bias, among, values, indices, row0, signed, ties, row >= 0, m, k, stride_m,
+        1, PART, KEYS, BIAS, AMONG, VALUES, RELU,
+    )  # fmt: skip
+    if AMONG or KEYS:  # noqa: SIM102
         if tl.min(total) < k:
             fill(values, indices, row, total, row >= 0, k, VALUES, TILE_K)
 
@@ -209,16 +257,20 @@ def maxima_configs(g: int) -> list[Config]:
 
 
 def choice_configs(tile: int) -> list[Config]:
-    """Rows and warps of a program that chooses from tiles: 32 elements a thread."""
-    rows, warps = max(1, 1024 // tile), min(16, max(1, tile // 1024))
+    """Rows and warps of a program that chooses from tiles, 32 keys a thread, and how many elements it writes at a time:
+    8 a thread, for these need many registers each."""
     if interpreting():  # where programs are dear, and tiles cheap
-        return [Config({"ROWS": max(1, min(16, MOST // tile))})]
-    return [Config({"ROWS": rows}, num_warps=each) for each in (warps, 2 * warps, max(1, warps // 2))]
+        return [Config({"ROWS": max(1, min(16, MOST // tile)), "PART": tile})]
+    rows, warps = max(1, 128 // tile), min(16, max(1, tile // 1024))
+    return [
+        Config({"ROWS": rows, "PART": min(tile, 256 * each)}, each, 1)
+        for each in (warps, 2 * warps, max(1, warps // 2))
+    ]
 
 
 def general_configs() -> list[Config]:
     """One shape serves."""
-    return [Config({"TILE": 4096}, num_warps=8)]
+    return [Config({"TILE": 4096, "PART": 4096 if interpreting() else 2048}, 8, 1)]
 
 
 def best_of_rows(
@@ -239,7 +291,7 @@ def best_of_rows(
     if n == 0 or k == 0:
         return
     low = LOW_BITS[scores.dtype] if bias is None else 0
-    rows = max(1, min(n, SCRATCH_BYTES // (4 * cdiv(m, max(2, _plan(m, k)[0])))))
+    rows = max(16, SCRATCH_BYTES // (4 * cdiv(m, max(2, _plan(m, k)[0]))) // 16 * 16)  # 16: every part is aligned
     for first in range(0, n, rows):
         part = slice(first, first + rows)
         _choose(scores[part], k, values[part], indices[part], bias, among, relu, low)
@@ -287,5 +339,6 @@ def _choose(
         tile = next_power_of_2(k) * g
         config = pick("topk.candidates", f"tile {tile}", choice_configs(tile))
         _candidates[cdiv(n, config.tiles["ROWS"]),](
-            scores, bias, among, picked, values, indices, n, *strides, m, k, G=g, **out, **flags, **config.meta
+            scores, bias, among, picked, values, indices, n, *strides, m, k, G=g, **out, **flags,
+            **{**config.meta, "PART": max(1, config.tiles["PART"] // g)},
         )  # fmt: skip

@@ -219,9 +219,11 @@ class _Lists:
     def fold(self, scores: Tensor, bias: Tensor | None, first: int) -> None:
         """Take in a chunk of scores."""
         (n, cols), config, among = scores.shape, self._config, self.selection.among
+        full = cols == self._tile and config.tiles["ROWS"] == 1
+        meta = {**config.meta, "PART": min(config.tiles["PART"], self._tile)}  # no part reaches beyond a full chunk
         _fold[cdiv(n, config.tiles["ROWS"]),](
-            scores, bias, among, *self._state, self._bounds, n, first, cols, self.k, room(self.k),
-            TILE=self._tile, LIST=self._list, FULL=cols == self._tile and config.tiles["ROWS"] == 1, BIAS=bias is not None, AMONG=among is not None, **config.meta,
+            scores, bias, among, *self._state, self._bounds, n, first, cols, self.k, room(self.k), TILE=self._tile,
+            LIST=self._list, FULL=full, BIAS=bias is not None, AMONG=among is not None, **meta,
         )  # fmt: skip
 
     def finish(self, row: int, rows: int) -> None:
@@ -260,7 +262,7 @@ def plans(n: int, m: int, itemsize: int, ks: Sequence[int]) -> list[Config]:
     """
     scratch = budget(n, m, itemsize) // 4
     if n * m <= scratch or max(ks) > LARGEST_K:
-        return [Config({"ROWS": even(n, max(1, scratch // m), 1), "COLS": 0})]
+        return [Config({"ROWS": even(n, max(16, scratch // m), 16), "COLS": 0})]
     lists = max(STATE_BYTES, n * m * itemsize // 25) // (8 * sum(capacity(k) + 1 for k in ks))
     rows = even(n, min(ROWS, max(128, lists)), 128)
     choices = []
