@@ -41,8 +41,13 @@ def plan(request: pytest.FixtureRequest):
         yield request.param
 
 
-@pytest.mark.parametrize("k", [7, 75])
-@pytest.mark.parametrize("kind", ["ties", "nan_inf"])
+CASES = [
+    (torch.float32, "nan_inf", 75),
+    *((dtype, "ties", 7) for dtype in (torch.float32, torch.bfloat16, torch.float16)),
+]
+
+
+@pytest.mark.parametrize(("dtype", "kind", "k"), CASES, ids=str)
 @pytest.mark.usefixtures("poison")
 def test_every_plan_follows_the_rule(plan: str, dtype: torch.dtype, kind: str, k: int) -> None:
     scores = cases.scores(kind, 5, 75, dtype)

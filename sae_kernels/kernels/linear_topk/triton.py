@@ -242,7 +242,7 @@ def fold_configs(tile: int, entries: int) -> list[Config]:
     warps = min(16, max(1, next_power_of_2(tile + 2 * entries) // 2048))
     return [
         Config({"ROWS": 1, "PART": min(tile, each * part)}, each, 1)
-        for each, part in ((warps, 256), (2 * warps, 256), (warps, 128))
+        for each, part in ((warps, 128), (warps, 256), (2 * warps, 128))
     ]
 
 
