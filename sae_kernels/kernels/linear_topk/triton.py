@@ -212,8 +212,9 @@ class _Lists:
         self._bounds = torch.empty(rows, dtype=torch.float32, device=device)
         self._list = next_power_of_2(self.k + room(self.k))
         self._tile = next_power_of_2(cols)
-        size_class = f"{self._tile} scores, list {self._list}"
-        self._config = pick("linear_topk.fold", size_class, fold_configs(self._tile, self._list))
+        masked = selection.among is not None
+        size_class = f"{self._tile} scores, list {self._list}{', masked' if masked else ''}"
+        self._config = pick("linear_topk.fold", size_class, fold_configs(self._tile, self._list, masked))
         self._last = pick("linear_topk.finish", f"list {self._list}", finish_configs(self._list))
 
     def fold(self, scores: Tensor, bias: Tensor | None, first: int) -> None:
@@ -235,14 +236,14 @@ class _Lists:
         )  # fmt: skip
 
 
-def fold_configs(tile: int, entries: int) -> list[Config]:
+def fold_configs(tile: int, entries: int, masked: bool) -> list[Config]:
     """One warp a row, which then needs no barrier, as long as its registers hold the chunk and the list."""
     if interpreting():  # where programs are dear, and tiles cheap
         return [Config({"ROWS": 8, "PART": tile})]
     warps = min(16, max(1, next_power_of_2(tile + 2 * entries) // 2048))
     return [
         Config({"ROWS": 1, "PART": min(tile, each * part)}, each, 1)
-        for each, part in ((warps, 128), (warps, 256), (2 * warps, 128))
+        for each, part in ((warps, 256 if masked else 128), (warps, 128 if masked else 256), (2 * warps, 128))
     ]
 
 
