@@ -46,9 +46,12 @@ def _spmm_t(
             tl.store(out + latent * d + columns, narrow(sums, out.dtype.element_ty), mask=inside)
 
 
-def configs(d: int, itemsize: int) -> list[Config]:
-    """The built-in choice first: one warp with 16-byte loads by every lane; the narrower X, the more slots at once."""
-    line = 512 // itemsize  # 32 lanes · 16 bytes
+def configs(d: int, itemsize: int, aligned: bool) -> list[Config]:
+    """The built-in choice first: one warp with 16-byte loads by every lane; the narrower X, the more slots at once.
+
+    Rows that are not `aligned` are loaded an element at a time, each into a register of its own: half as many of them.
+    """
+    line = 512 // itemsize if aligned else 128  # 32 lanes · 16 bytes
     tile = min(next_power_of_2(d), line)
     slots = min(64, 8 * line // tile)
     choices = [Config({"BLOCK_D": tile, "BLOCK_K": slots}, num_warps=1)]
@@ -79,7 +82,9 @@ def run(values: Tensor, indices: Tensor, offsets: Tensor | None, X: Tensor, d_sa
     sorted_ = by_latent.sort(indices, offsets, codes)
     in_order = codes.values.flatten().gather(0, sorted_.order)
     hot = Hot(codes.nnz, d, X.device)
-    config = pick("spmm_t", f"{X.itemsize} bytes, d<={next_power_of_2(d)}", configs(d, X.itemsize))
+    aligned = d % 16 == 0 and X.stride(0) % 16 == 0  # as far as Triton looks
+    size_class = f"{X.itemsize} bytes, d<={next_power_of_2(d)}{'' if aligned else ', unaligned'}"
+    config = pick("spmm_t", size_class, configs(d, X.itemsize, aligned))
     _spmm_t[(hot.pieces + d_sae, cdiv(d, config.tiles["BLOCK_D"]))](
         in_order, sorted_.rows, sorted_.keys, sorted_.latent_offsets, X, out, hot.partials, codes.nnz, hot.pieces,
         hot.split, d_sae, d, X.stride(0), **config.meta,
