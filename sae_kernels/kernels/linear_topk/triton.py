@@ -241,9 +241,10 @@ def fold_configs(tile: int, entries: int, masked: bool) -> list[Config]:
     if interpreting():  # where programs are dear, and tiles cheap
         return [Config({"ROWS": 8, "PART": tile})]
     warps = min(16, max(1, next_power_of_2(tile + 2 * entries) // 2048))
+    part = 256 if masked or warps > 1 else 128  # elements a warp writes at a time: what spills nowhere
     return [
         Config({"ROWS": 1, "PART": min(tile, each * part)}, each, 1)
-        for each, part in ((warps, 256 if masked else 128), (warps, 128 if masked else 256), (2 * warps, 128))
+        for each, part in ((warps, part), (warps, 384 - part), (2 * warps, 128))
     ]
 
 
