@@ -1,4 +1,4 @@
-// Screening with bfloat16 products, under linear_topk.
+// Screening with bfloat16 products, under linear_topk and linear_threshold.
 #include "bind.h"
 
 namespace bind {
@@ -10,6 +10,10 @@ sk_screened_topk screened_topk(address upper, address lower, address index, addr
                                address computed, int64_t n, int64_t k) {
   return {at<int32_t>(upper), at<int32_t>(lower), at<int32_t>(index), at<int32_t>(count), at<int32_t>(bound),
           at<int64_t>(computed), n, k};
+}
+
+sk_norms norms(address x, address x_dropped, address W, address W_dropped) {
+  return {at<const float>(x), at<const float>(x_dropped), at<const float>(W), at<const float>(W_dropped)};
 }
 
 }  // namespace
@@ -29,13 +33,11 @@ void screen_ops(nb::module_& m) {
                                  int64_t W_rows, int64_t W_cols, int64_t W_stride, address x_norms, address x_dropped,
                                  address W_norms, address W_dropped, address bias, address among, int64_t first,
                                  int threads) {
-    const sk_norms norms{at<const float>(x_norms), at<const float>(x_dropped), at<const float>(W_norms),
-                         at<const float>(W_dropped)};
     return run([&](const sk_kernels& kernels) {
       return kernels.screened_topk_fold(dtype, screened_topk(upper, lower, index, count, bound, computed, n, k),
                                         matrix(scores, rows, cols, stride), matrix(x, x_rows, x_cols, x_stride),
-                                        matrix(W, W_rows, W_cols, W_stride), norms, at<const float>(bias),
-                                        at<const uint8_t>(among), first, threads);
+                                        matrix(W, W_rows, W_cols, W_stride), norms(x_norms, x_dropped, W_norms, W_dropped),
+                                        at<const float>(bias), at<const uint8_t>(among), first, threads);
     });
   });
   m.def("screened_topk_finish", [](int dtype, address upper, address lower, address index, address count, address bound,
@@ -46,6 +48,29 @@ void screen_ops(nb::module_& m) {
       return kernels.screened_topk_finish(dtype, screened_topk(upper, lower, index, count, bound, computed, n, k),
                                           matrix(x, x_rows, x_cols, x_stride), matrix(W, W_rows, W_cols, W_stride),
                                           at<const float>(bias), relu, at<void>(values), at<int32_t>(indices), threads);
+    });
+  });
+  m.def("screened_threshold_count", [](address scores, int64_t rows, int64_t cols, int64_t stride, int64_t d,
+                                       address x_norms, address x_dropped, address W_norms, address W_dropped,
+                                       address bias, address theta, int64_t theta_step, address counts, int threads) {
+    return run([&](const sk_kernels& kernels) {
+      return kernels.screened_threshold_count(matrix(scores, rows, cols, stride), d,
+                                              norms(x_norms, x_dropped, W_norms, W_dropped), at<const float>(bias),
+                                              at<const float>(theta), theta_step, at<int64_t>(counts), threads);
+    });
+  });
+  m.def("screened_threshold_fill", [](int dtype, address scores, int64_t rows, int64_t cols, int64_t stride, address x,
+                                      int64_t x_rows, int64_t x_cols, int64_t x_stride, address W, int64_t W_rows,
+                                      int64_t W_cols, int64_t W_stride, address x_norms, address x_dropped,
+                                      address W_norms, address W_dropped, address bias, address theta,
+                                      int64_t theta_step, int64_t first, address starts, address counts, address values,
+                                      address indices, int threads) {
+    return run([&](const sk_kernels& kernels) {
+      return kernels.screened_threshold_fill(
+          dtype, matrix(scores, rows, cols, stride), matrix(x, x_rows, x_cols, x_stride),
+          matrix(W, W_rows, W_cols, W_stride), norms(x_norms, x_dropped, W_norms, W_dropped), at<const float>(bias),
+          at<const float>(theta), theta_step, first, at<const int64_t>(starts), at<int64_t>(counts), at<void>(values),
+          at<int32_t>(indices), threads);
     });
   });
 }

@@ -18,22 +18,23 @@ struct Exactly {
   const T* x;
   const sk_matrix& W;
   const float* bias;
-
-  // keys[i] = the exact key of latents[i], for i < n <= kBatch
   static constexpr int kBatch = 128;
-  void operator()(const int32_t* latents, int n, int32_t* keys) const {
+
+  // scores[i] = that of latents[i], for i < n <= kBatch
+  void scores(const int32_t* latents, int n, float* scores) const {
     constexpr int kSide = 4;
     const T* rows[kBatch];
-    float dots[kBatch];
     for (int i = 0; i < n; ++i) rows[i] = row_of<T>(W, latents[i]);
     int i = 0;
     for (; i + kSide <= n; i += kSide)
-      dot_rows<kSide>(x, rows + i, W.cols, dots + i, i + 2 * kSide <= n ? rows + i + kSide : nullptr);
-    for (; i < n; ++i) dot_rows<1>(x, rows + i, W.cols, dots + i, i + 1 < n ? rows + i + 1 : nullptr);
-    for (i = 0; i < n; ++i) {
-      const float score = bias ? dots[i] + bias[latents[i]] : dots[i];
-      keys[i] = Float32::exact(Float32::loose(bits_as<int32_t>(score)));
-    }
+      dot_rows<kSide>(x, rows + i, W.cols, scores + i, i + 2 * kSide <= n ? rows + i + kSide : nullptr);
+    for (; i < n; ++i) dot_rows<1>(x, rows + i, W.cols, scores + i, i + 1 < n ? rows + i + 1 : nullptr);
+    for (i = 0; bias && i < n; ++i) scores[i] += bias[latents[i]];
+  }
+  void keys(const int32_t* latents, int n, int32_t* keys) const {
+    float found[kBatch];
+    scores(latents, n, found);
+    for (int i = 0; i < n; ++i) keys[i] = Float32::exact(Float32::loose(bits_as<int32_t>(found[i])));
   }
 };
 
@@ -89,7 +90,7 @@ struct Candidates {
         latents[n] = index[i];
         n += (upper[i] != lower[i]) & (lower[i] >= low) & (upper[i] >= high);
       }
-      exactly(latents, n, keys);
+      exactly.keys(latents, n, keys);
       for (int j = 0; j < n; ++j) upper[at[j]] = lower[at[j]] = keys[j];
       computed += n;
     }

@@ -156,6 +156,15 @@ typedef struct sk_kernels {
   /* as running_topk_finish, of the scores x . W + bias summed in fp32 */
   sk_status (*screened_topk_finish)(int32_t dtype, sk_screened_topk state, sk_matrix x, sk_matrix W, const float *bias,
                                     int32_t relu, void *values, int32_t *indices, int32_t threads);
+  /* counts (rows,) = how many of each row may not be <= theta; x and W have d columns; bias and theta are the chunk's */
+  sk_status (*screened_threshold_count)(sk_matrix scores, int64_t d, sk_norms norms, const float *bias, const float *theta,
+                                        int64_t theta_step, int64_t *counts, int32_t threads);
+  /* writes those that are not, computed in fp32: row r's from starts[r] on; counts[r] becomes their number. theta is the chunk's,
+   * bias (W.rows,) or NULL */
+  sk_status (*screened_threshold_fill)(int32_t dtype, sk_matrix scores, sk_matrix x, sk_matrix W, sk_norms norms,
+                                       const float *bias, const float *theta, int64_t theta_step, int64_t first,
+                                       const int64_t *starts, int64_t *counts, void *values, int32_t *indices,
+                                       int32_t threads);
 } sk_kernels;
 
 #ifdef __cplusplus

@@ -14,7 +14,7 @@ from .. import _cpu
 
 MODES = ("auto", "on", "off")
 LEAST_D, LEAST_M, LEAST_N = 64, 1024, 32  # below, products are too small a part of the work
-LATENTS_A_CHOICE = 16  # with fewer latents for each one chosen, too many are computed twice
+LATENTS_A_CHOICE = 24  # with fewer latents for each one chosen, too many are computed twice
 
 
 @functools.cache

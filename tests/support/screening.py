@@ -1,0 +1,75 @@
+"""Problems that are hard on screening, and their scores as screening computes the ones that matter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from sae_kernels.kernels._screen import chunks
+from sae_kernels.kernels.sddmm import cpu as sddmm
+
+INF, NAN = float("inf"), float("nan")
+Problem = tuple[Tensor, Tensor, Tensor]  # x, W, b
+
+
+def cut_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of no more than 16 tokens and 320 latents."""
+    monkeypatch.setattr(chunks, "ROWS", 16)
+    monkeypatch.setattr(chunks, "COLS", 320)
+
+
+def exact_scores(x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
+    """Every score as screening computes the ones that matter. 16-bit inputs: for d in multiples of 64."""
+    n, m = x.shape[0], W.shape[0]
+    everything = torch.arange(m, dtype=torch.int32).repeat(n, 1)
+    z = sddmm.run(x.float(), W.float(), everything, None, None)
+    return z if b is None else z + b.float()
+
+
+def normal(n: int, d: int, m: int, dtype: torch.dtype = torch.float32) -> Problem:
+    x, W, b = torch.randn(n, d), torch.randn(m, d) / d**0.5, torch.randn(m) / 10
+    return x.to(dtype), W.to(dtype), b.to(dtype)
+
+
+def _spread(shape: tuple[int, int]) -> Tensor:
+    return 10.0 ** torch.randint(-12, 13, shape)
+
+
+def _with(tensor: Tensor, *places: tuple[object, float]) -> Tensor:
+    for place, value in places:
+        tensor[place] = value
+    return tensor
+
+
+SPECIAL = [((slice(None, None, 101), 3), NAN), ((slice(5, None, 90), 0), INF), ((slice(6, None, 50), 1), -INF)]
+HARD: dict[str, Callable[[Tensor, Tensor, Tensor], Problem]] = {
+    "huge": lambda x, W, b: (x * 1e15, W * 1e15, b),
+    "past every bound": lambda x, W, b: (x * 1e19, W * 1e19, b),
+    "one huge token": lambda x, W, b: (_with(x, ((3,), 3e38)), W, b),
+    "one huge latent": lambda x, W, b: (x, _with(W, ((700,), -3e38), ((701,), 3e38)), b),
+    "small": lambda x, W, b: (x * 1e-12, W * 1e-12, b * 0),
+    "denormal scores": lambda x, W, b: (x * 1e-20, W * 1e-20, b * 0),
+    "denormal tokens": lambda x, W, b: (x * 1e-39, W, b * 0),
+    "denormal latents": lambda x, W, b: (x, W * 1e-40, b * 1e-39),
+    "all equal": lambda x, W, b: (x, W[:1].repeat(W.shape[0], 1), b * 0),
+    "zero": lambda x, W, b: (x * 0, W, b * 0),
+    "near ties": lambda x, W, b: (x, W[:1] + 1e-6 * W, b * 0),
+    "nearly equal": lambda x, W, b: (x, W[:1] + 1e-3 * W, b * 0),
+    "steep biases": lambda x, W, b: (x, W, torch.arange(b.numel()) / 10),
+    "rising biases": lambda x, W, b: (x, W, torch.arange(b.numel()) / 1e4),
+    "rising by less than the bound": lambda x, W, b: (x, W[:1].repeat(W.shape[0], 1), torch.arange(b.numel()) * 1e-6),
+    "falling biases": lambda x, W, b: (x, W, -torch.arange(b.numel()) / 1e4),
+    "huge biases": lambda x, W, b: (x, W, b * 1e38),
+    "scales of tokens and latents": lambda x, W, b: (x * _spread((x.shape[0], 1)), W * _spread((W.shape[0], 1)), b),
+    "scales of every element": lambda x, W, b: (x * _spread((1, x.shape[1])), W * _spread((1, W.shape[1])), b),
+    "outlier columns": lambda x, W, b: (_with(x, ((..., 3), 300.0)), W * _with(torch.ones(W.shape[1]), (5, 1e3)), b),
+    "all negative": lambda x, W, b: (x, W, b - 100),
+    "cancelling": lambda x, W, b: (torch.cat([x, x], 1), torch.cat([W, -W * (1 + 1e-4)], 1), b * 1e-4),
+    "tokens that are not finite": lambda x, W, b: (_with(x, ((2, 5), NAN), ((4, 6), INF), ((7, 0), -INF)), W, b),
+    "latents that are not finite": lambda x, W, b: (x, _with(W, *SPECIAL), b),
+    "infinite and NaN biases": lambda x, W, b: (x, W, _with(b, (7, NAN), (slice(9, 99), INF), (slice(99, 900), -INF))),
+    "biases that mask": lambda x, W, b: (x, W, _with(b, (slice(None, 1195), -INF))),
+}  # fmt: skip
