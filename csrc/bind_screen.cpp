@@ -1,4 +1,4 @@
-// Screening with bfloat16 products, under linear_topk and linear_threshold.
+// Screening with bfloat16 products, under linear_topk, linear_threshold and linear_batch_topk.
 #include "bind.h"
 
 namespace bind {
@@ -12,13 +12,51 @@ sk_screened_topk screened_topk(address upper, address lower, address index, addr
           at<int64_t>(computed), n, k};
 }
 
+// (upper, lower, rows, index, bound, count, computed, keep, room)
+sk_screened_batch screened_batch(address upper, address lower, address rows, address index, address bound,
+                                 address count, address computed, int64_t keep, int64_t room) {
+  return {at<int32_t>(upper), at<int32_t>(lower), at<int32_t>(rows), at<int32_t>(index), at<int32_t>(bound),
+          at<int64_t>(count), at<int64_t>(computed), keep, room};
+}
+
 sk_norms norms(address x, address x_dropped, address W, address W_dropped) {
   return {at<const float>(x), at<const float>(x_dropped), at<const float>(W), at<const float>(W_dropped)};
+}
+
+void screened_batch_ops(nb::module_& m) {
+  m.def("screened_batch_room",
+        [](int64_t keep, int64_t cols) { return active_kernels().screened_batch_room(keep, cols); });
+  m.def("screened_batch_fold", [](int dtype, address upper, address lower, address rows, address index, address bound,
+                                  address count, address computed, int64_t keep, int64_t room, address scores,
+                                  int64_t n, int64_t cols, int64_t stride, address x, int64_t x_rows, int64_t x_cols,
+                                  int64_t x_stride, address W, int64_t W_rows, int64_t W_cols, int64_t W_stride,
+                                  address x_norms, address x_dropped, address W_norms, address W_dropped, address bias,
+                                  int64_t first_row, int64_t first, int threads) {
+    return run([&](const sk_kernels& kernels) {
+      return kernels.screened_batch_fold(
+          dtype, screened_batch(upper, lower, rows, index, bound, count, computed, keep, room),
+          matrix(scores, n, cols, stride), matrix(x, x_rows, x_cols, x_stride), matrix(W, W_rows, W_cols, W_stride),
+          norms(x_norms, x_dropped, W_norms, W_dropped), at<const float>(bias), first_row, first, threads);
+    });
+  });
+  m.def("screened_batch_finish", [](int dtype, address upper, address lower, address rows, address index,
+                                    address bound, address count, address computed, int64_t keep, int64_t room,
+                                    address x, int64_t x_rows, int64_t x_cols, int64_t x_stride, address W,
+                                    int64_t W_rows, int64_t W_cols, int64_t W_stride, address bias, bool relu,
+                                    address offsets, address values, address indices, int threads) {
+    return run([&](const sk_kernels& kernels) {
+      return kernels.screened_batch_finish(
+          dtype, screened_batch(upper, lower, rows, index, bound, count, computed, keep, room),
+          matrix(x, x_rows, x_cols, x_stride), matrix(W, W_rows, W_cols, W_stride), at<const float>(bias), relu,
+          at<int64_t>(offsets), at<void>(values), at<int32_t>(indices), threads);
+    });
+  });
 }
 
 }  // namespace
 
 void screen_ops(nb::module_& m) {
+  screened_batch_ops(m);
   m.def("screen_round", [](int dtype, address a, int64_t rows, int64_t cols, int64_t stride, address rounded,
                            address norms, address dropped, int threads) {
     return run([&](const sk_kernels& kernels) {

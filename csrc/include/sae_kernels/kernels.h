@@ -86,6 +86,10 @@ typedef struct { int32_t *keys, *rows, *index, *bound; int64_t *count, keep, roo
  * whose `first` is 0 starts all but `computed`. */
 typedef struct { int32_t *upper, *lower, *index, *count, *bound; int64_t *computed, n, k; } sk_screened_topk;
 
+/* The same for linear_batch_topk. upper, lower, rows and index have `room` >= screened_batch_room(keep, widest chunk) entries.
+ * Starts with count and computed 0 and bound INT32_MIN. */
+typedef struct { int32_t *upper, *lower, *rows, *index, *bound; int64_t *count, *computed, keep, room; } sk_screened_batch;
+
 /* What screen_round found: of x's rows (n,), and of a chunk of W's rows (cols,). */
 typedef struct { const float *x, *x_dropped, *W, *W_dropped; } sk_norms;
 
@@ -165,6 +169,13 @@ typedef struct sk_kernels {
                                        const float *bias, const float *theta, int64_t theta_step, int64_t first,
                                        const int64_t *starts, int64_t *counts, void *values, int32_t *indices,
                                        int32_t threads);
+  int64_t (*screened_batch_room)(int64_t keep, int64_t cols);
+  /* scores and norms of x's rows first_row, first_row + 1, ...; chunks of one row come ascending by latent */
+  sk_status (*screened_batch_fold)(int32_t dtype, sk_screened_batch state, sk_matrix scores, sk_matrix x, sk_matrix W,
+                                   sk_norms norms, const float *bias, int64_t first_row, int64_t first, int32_t threads);
+  /* as batch_topk_finish, of the scores x . W + bias summed in fp32 */
+  sk_status (*screened_batch_finish)(int32_t dtype, sk_screened_batch state, sk_matrix x, sk_matrix W, const float *bias,
+                                     int32_t relu, int64_t *offsets, void *values, int32_t *indices, int32_t threads);
 } sk_kernels;
 
 #ifdef __cplusplus

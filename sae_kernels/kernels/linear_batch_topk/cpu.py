@@ -1,6 +1,7 @@
 """`linear_batch_topk` on the CPU: `torch.mm` on chunks, folded by C++ into the whole batch's candidates.
 
-Bodies: csrc/select. Memory beside the outputs: that of `_pre_acts`, and candidates of 12 bytes each, twice
+Where bfloat16 products are fast, `screened.py` does it. Here, all scores are computed in float32. Bodies:
+csrc/select. Memory beside the outputs: that of `_pre_acts`, and candidates of 12 bytes each, twice
 `count` of them or, where that is more, `count` and a million.
 """
 
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from .. import _cpu
 from .._pre_acts import PreActs, address, bias_of, check
+from .._screen import screens
+from . import screened
 
 
 def why_not(x: Tensor, W: Tensor, b: Tensor | None, count: int, relu: bool) -> str | None:
@@ -26,6 +29,10 @@ def run(x: Tensor, W: Tensor, b: Tensor | None, count: int, relu: bool) -> tuple
     offsets = torch.zeros(n + 1, dtype=torch.int64)
     if count == 0:
         return values, indices, offsets
+    if screens(x, W, [-(-count // n)]):
+        found = screened.run(x, W, b, count, relu)
+        if found is not None:
+            return found
     chunks = PreActs(x, W)
     room = _cpu.ask("batch_topk_room", count, chunks.cols)
     candidates = torch.empty(3, room, dtype=torch.int32)
