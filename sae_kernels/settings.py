@@ -9,8 +9,6 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
 
 class Variable(NamedTuple):
     """One environment variable the package reads."""
@@ -54,9 +52,6 @@ VARIABLES = {
 }
 
 _backend: ContextVar[str] = ContextVar("sae_kernels_backend", default="")
-_CARRIED = (
-    "sae_kernels_backend"  # what PyTorch carries over into autograd's thread for a GPU, which has a context of its own
-)
 
 
 def read(name: str) -> str:
@@ -83,14 +78,7 @@ def cache_dir() -> Path:
 
 def chosen_backend() -> str:
     """The backend in force: innermost `use()`, else the environment, else "" (choose by priority)."""
-    return _backend.get() or _of_the_backward() or read("SAE_KERNELS_BACKEND")
-
-
-def _of_the_backward() -> str:
-    """The choice in force where `.backward()` was called, in a thread that autograd runs it in; else ""."""
-    if torch._C._current_graph_task_id() < 0 or not torch._C._is_key_in_tls(_CARRIED):
-        return ""
-    return torch._C._get_obj_in_tls(_CARRIED)
+    return _backend.get() or read("SAE_KERNELS_BACKEND")
 
 
 @contextlib.contextmanager
@@ -100,12 +88,10 @@ def use(backend: str) -> Iterator[None]:
     An explicit choice never falls back: an op whose kernel on that backend declines raises `BackendError` with the
     reasons. The choice follows the context (threads and tasks keep their own). A backward pass keeps to the
     choice its forward was made under, wherever and whenever it runs; without one, and in a compiled graph, it obeys the
-    block around `.backward()`.
+    block around `.backward()` on the CPU, and none on a GPU (where autograd runs it in a thread of its own).
     """
     token = _backend.set(backend)
-    torch._C._stash_obj_in_tls(_CARRIED, backend)
     try:
         yield
     finally:
         _backend.reset(token)
-        torch._C._stash_obj_in_tls(_CARRIED, _backend.get())
