@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PLUGINS := $(wildcard plugins/*/)
 SOURCES := $(shell find csrc -type f 2>/dev/null) CMakeLists.txt pyproject.toml constraints.txt Makefile
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check ahead bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/sae-kernels demo
@@ -20,6 +20,10 @@ check: $(VENV)/.developing
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/python -m pytest -q tests/test_floors.py
+
+# Every Triton kernel, dtype and configuration compiled for GPUs that are not here: minutes.
+ahead: $(VENV)/.developing
+	$(BIN)/python tests/support/ahead_table.py --check
 
 bench: $(VENV)/.developing
 	$(BIN)/python -m pytest bench --benchmark-only

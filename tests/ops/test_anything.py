@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -15,7 +17,7 @@ from bench import cases
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
 LAYOUT = st.sampled_from(sorted(cases.layouts(torch.zeros(1, 1))))
 RANDOM = settings(
-    max_examples=60,
+    max_examples=12 if os.environ.get("TRITON_INTERPRET") == "1" else 60,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],

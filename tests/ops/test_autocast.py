@@ -9,7 +9,7 @@ from support.compare import assert_close, assert_same
 import sae_kernels as sk
 from bench import cases
 
-SIZE = cases.ORDINARY
+SIZE = cases.Size(9, 21, 67, 7)
 SELECTIONS = {"topk": sk.TopK(7), "threshold": sk.Threshold(0.5), "batch_topk": sk.BatchTopK(7)}
 
 
