@@ -30,13 +30,25 @@ void screened_batch_ops(nb::module_& m) {
                                   address count, address computed, int64_t keep, int64_t room, address scores,
                                   int64_t n, int64_t cols, int64_t stride, address x, int64_t x_rows, int64_t x_cols,
                                   int64_t x_stride, address W, int64_t W_rows, int64_t W_cols, int64_t W_stride,
-                                  address x_norms, address x_dropped, address W_norms, address W_dropped, address bias,
+                                  int64_t W_first, address x_norms, address x_dropped, address W_norms,
+                                  address W_dropped, address bias,
                                   int64_t first_row, int64_t first, int threads) {
     return run([&](const sk_kernels& kernels) {
       return kernels.screened_batch_fold(
           dtype, screened_batch(upper, lower, rows, index, bound, count, computed, keep, room),
           matrix(scores, n, cols, stride), matrix(x, x_rows, x_cols, x_stride), matrix(W, W_rows, W_cols, W_stride),
-          norms(x_norms, x_dropped, W_norms, W_dropped), at<const float>(bias), first_row, first, threads);
+          W_first, norms(x_norms, x_dropped, W_norms, W_dropped), at<const float>(bias), first_row, first, threads);
+    });
+  });
+  m.def("screened_batch_settle", [](int dtype, address upper, address lower, address rows, address index, address bound,
+                                   address count, address computed, int64_t keep, int64_t room, address x,
+                                   int64_t x_rows, int64_t x_cols, int64_t x_stride, address W, int64_t W_rows,
+                                   int64_t W_cols, int64_t W_stride, int64_t W_first, address bias, int threads) {
+    return run([&](const sk_kernels& kernels) {
+      return kernels.screened_batch_settle(dtype,
+                                          screened_batch(upper, lower, rows, index, bound, count, computed, keep, room),
+                                          matrix(x, x_rows, x_cols, x_stride), matrix(W, W_rows, W_cols, W_stride),
+                                          W_first, at<const float>(bias), threads);
     });
   });
   m.def("screened_batch_finish", [](int dtype, address upper, address lower, address rows, address index,
@@ -68,14 +80,25 @@ void screen_ops(nb::module_& m) {
   m.def("screened_topk_fold", [](int dtype, address upper, address lower, address index, address count, address bound,
                                  address computed, int64_t n, int64_t k, address scores, int64_t rows, int64_t cols,
                                  int64_t stride, address x, int64_t x_rows, int64_t x_cols, int64_t x_stride, address W,
-                                 int64_t W_rows, int64_t W_cols, int64_t W_stride, address x_norms, address x_dropped,
-                                 address W_norms, address W_dropped, address bias, address among, int64_t first,
-                                 int threads) {
+                                 int64_t W_rows, int64_t W_cols, int64_t W_stride, int64_t W_first,
+                                 address x_norms, address x_dropped, address W_norms, address W_dropped,
+                                 address bias, address among, int64_t first, int threads) {
     return run([&](const sk_kernels& kernels) {
       return kernels.screened_topk_fold(dtype, screened_topk(upper, lower, index, count, bound, computed, n, k),
                                         matrix(scores, rows, cols, stride), matrix(x, x_rows, x_cols, x_stride),
-                                        matrix(W, W_rows, W_cols, W_stride), norms(x_norms, x_dropped, W_norms, W_dropped),
-                                        at<const float>(bias), at<const uint8_t>(among), first, threads);
+                                        matrix(W, W_rows, W_cols, W_stride), W_first,
+                                        norms(x_norms, x_dropped, W_norms, W_dropped), at<const float>(bias),
+                                        at<const uint8_t>(among), first, threads);
+    });
+  });
+  m.def("screened_topk_settle", [](int dtype, address upper, address lower, address index, address count, address bound,
+                                   address computed, int64_t n, int64_t k, address x,
+                                   int64_t x_rows, int64_t x_cols, int64_t x_stride, address W, int64_t W_rows,
+                                   int64_t W_cols, int64_t W_stride, int64_t W_first, address bias, int threads) {
+    return run([&](const sk_kernels& kernels) {
+      return kernels.screened_topk_settle(dtype, screened_topk(upper, lower, index, count, bound, computed, n, k),
+                                          matrix(x, x_rows, x_cols, x_stride), matrix(W, W_rows, W_cols, W_stride),
+                                          W_first, at<const float>(bias), threads);
     });
   });
   m.def("screened_topk_finish", [](int dtype, address upper, address lower, address index, address count, address bound,
@@ -99,15 +122,16 @@ void screen_ops(nb::module_& m) {
   });
   m.def("screened_threshold_fill", [](int dtype, address scores, int64_t rows, int64_t cols, int64_t stride, address x,
                                       int64_t x_rows, int64_t x_cols, int64_t x_stride, address W, int64_t W_rows,
-                                      int64_t W_cols, int64_t W_stride, address x_norms, address x_dropped,
-                                      address W_norms, address W_dropped, address bias, address theta,
+                                      int64_t W_cols, int64_t W_stride, int64_t W_first, address x_norms,
+                                      address x_dropped, address W_norms, address W_dropped, address bias, address theta,
                                       int64_t theta_step, int64_t first, address starts, address counts, address values,
                                       address indices, int threads) {
     return run([&](const sk_kernels& kernels) {
       return kernels.screened_threshold_fill(
           dtype, matrix(scores, rows, cols, stride), matrix(x, x_rows, x_cols, x_stride),
-          matrix(W, W_rows, W_cols, W_stride), norms(x_norms, x_dropped, W_norms, W_dropped), at<const float>(bias),
-          at<const float>(theta), theta_step, first, at<const int64_t>(starts), at<int64_t>(counts), at<void>(values),
+          matrix(W, W_rows, W_cols, W_stride), W_first, norms(x_norms, x_dropped, W_norms, W_dropped),
+          at<const float>(bias), at<const float>(theta), theta_step, first, at<const int64_t>(starts),
+          at<int64_t>(counts), at<void>(values),
           at<int32_t>(indices), threads);
     });
   });

@@ -12,11 +12,12 @@ using sel::Vector;
 
 constexpr int kWide = sel::kLanes<int32_t>;
 
-// How candidates are computed exactly: x . W[latent] + bias[latent] in float32.
+// How candidates are computed exactly: x . W[latent - W_first] + bias[latent] in float32.
 template <class T>
 struct Exactly {
   const T* x;
   const sk_matrix& W;
+  int64_t W_first;
   const float* bias;
   static constexpr int kBatch = 128;
 
@@ -24,7 +25,7 @@ struct Exactly {
   void scores(const int32_t* latents, int n, float* scores) const {
     constexpr int kSide = 4;
     const T* rows[kBatch];
-    for (int i = 0; i < n; ++i) rows[i] = row_of<T>(W, latents[i]);
+    for (int i = 0; i < n; ++i) rows[i] = row_of<T>(W, latents[i] - W_first);
     int i = 0;
     for (; i + kSide <= n; i += kSide)
       dot_rows<kSide>(x, rows + i, W.cols, scores + i, i + 2 * kSide <= n ? rows + i + kSide : nullptr);
@@ -112,6 +113,13 @@ struct Candidates {
     if (count <= (room + k) / 2) return;
     compute(exactly, Float32::kLeast, Float32::kLeast);
     keep_best();
+  }
+
+  // Leaves exact entries only, and the k best among them.
+  template <class T>
+  void settle(const Exactly<T>& exactly) {
+    thin();
+    compute(exactly, Float32::kLeast, Float32::kLeast);
   }
 
   // The k best of all.

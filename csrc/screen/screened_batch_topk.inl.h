@@ -12,6 +12,7 @@ template <class T>
 struct Batch {
   const sk_screened_batch& s;
   const sk_matrix &x, &W;
+  int64_t W_first;
   const float* bias;
   int threads;
 
@@ -48,7 +49,7 @@ struct Batch {
           latents[n] = s.index[i];
           n += (s.upper[i] != s.lower[i]) & (s.lower[i] >= low);
         }
-        Exactly<T>{row_of<T>(x, row), W, bias}.keys(latents, n, keys);
+        Exactly<T>{row_of<T>(x, row), W, W_first, bias}.keys(latents, n, keys);
         for (int j = 0; j < n; ++j) s.upper[at[j]] = s.lower[at[j]] = keys[j];
         computed += n;
       }
@@ -85,9 +86,10 @@ inline bool fits(const sk_screened_batch& s, const sk_matrix& x, const sk_matrix
 inline int64_t screened_batch_room(int64_t keep, int64_t cols) { return 2 * keep + batch_topk_room(keep, cols); }
 
 sk_status screened_batch_fold(int32_t dtype, sk_screened_batch s, sk_matrix scores, sk_matrix x, sk_matrix W,
-                              sk_norms norms, const float* bias, int64_t first_row, int64_t first, int32_t threads) {
+                              int64_t W_first, sk_norms norms, const float* bias, int64_t first_row, int64_t first,
+                              int32_t threads) {
   const int64_t cols = scores.cols;
-  if (!screen::fits(s, x, W) || first < 0 || first + cols > W.rows || first_row < 0 ||
+  if (!screen::fits(s, x, W) || !screen::covers(W, W_first, first, cols) || first_row < 0 ||
       first_row + scores.rows > x.rows || s.room < screened_batch_room(s.keep, cols))
     return failure(SK_BAD_SIZE);
   if (cols == 0) return success();
@@ -99,7 +101,7 @@ sk_status screened_batch_fold(int32_t dtype, sk_screened_batch s, sk_matrix scor
   const auto fold = [&](auto type, auto with_bias) {
     using T = decltype(type);
     constexpr bool kBias = decltype(with_bias)::value;
-    const screen::Batch<T> batch{s, x, W, bias, workers};
+    const screen::Batch<T> batch{s, x, W, W_first, bias, workers};
     for (int64_t r = 0; r < scores.rows;) {
       const int64_t left = scores.rows - r, spare = s.room - s.keep;
       if (*s.count + left * cols > s.room && s.room - *s.count <= spare / 2) batch.shrink();
@@ -113,7 +115,8 @@ sk_status screened_batch_fold(int32_t dtype, sk_screened_batch s, sk_matrix scor
                                              kBias ? bias + first : nullptr,
                                              screen::slack_of(norms.x[i], norms.x_dropped[i], x.cols)};
           const int64_t before = c.count;
-          screen::offer(c, around, nullptr, cols, first, screen::Exactly<T>{row_of<T>(x, first_row + i), W, bias});
+          const screen::Exactly<T> exactly{row_of<T>(x, first_row + i), W, W_first, bias};
+          screen::offer(c, around, nullptr, cols, first, exactly);
           for (int64_t j = before; j < c.count; ++j) row_numbers[j] = int32_t(first_row + i);
         }
         if (c.count == 0) return;
@@ -133,11 +136,23 @@ sk_status screened_batch_fold(int32_t dtype, sk_screened_batch s, sk_matrix scor
   });
 }
 
+// Computes what is left of the chunks since the last call, all of whose latents W covers.
+sk_status screened_batch_settle(int32_t dtype, sk_screened_batch s, sk_matrix x, sk_matrix W, int64_t W_first,
+                                const float* bias, int32_t threads) {
+  if (!screen::fits(s, x, W)) return failure(SK_BAD_SIZE);
+  return for_dtype(dtype, [&](auto type) {
+    const screen::Batch<decltype(type)> batch{s, x, W, W_first, bias, threads};
+    batch.thin();
+    batch.compute(screen::Float32::kLeast);
+    return success();
+  });
+}
+
 sk_status screened_batch_finish(int32_t dtype, sk_screened_batch s, sk_matrix x, sk_matrix W, const float* bias,
                                 int32_t relu, int64_t* offsets, void* values, int32_t* indices, int32_t threads) {
   if (!screen::fits(s, x, W)) return failure(SK_BAD_SIZE);
   return for_dtype(dtype, [&](auto type) {
-    const screen::Batch<decltype(type)> batch{s, x, W, bias, threads};
+    const screen::Batch<decltype(type)> batch{s, x, W, 0, bias, threads};
     batch.finish();
     int32_t bound[2] = {INT32_MIN, INT32_MAX};
     return batch_topk_finish(dtype, batch.exact(bound), x.rows, relu, offsets, values, indices, threads);

@@ -1,7 +1,7 @@
 // linear_threshold from screening scores: those that may not be <= theta are counted, then computed exactly, and
 // those that indeed are not stay.
 #pragma once
-#include "screen/candidates.inl.h"
+#include "screen/screened_topk.inl.h"
 
 namespace {
 namespace screen {
@@ -47,17 +47,17 @@ sk_status screened_threshold_count(sk_matrix scores, int64_t d, sk_norms norms, 
 
 // Row r's entries go to values and indices from starts[r] on; counts[r] becomes how many they are. theta is the
 // chunk's, bias all latents'.
-sk_status screened_threshold_fill(int32_t dtype, sk_matrix scores, sk_matrix x, sk_matrix W, sk_norms norms,
-                                  const float* bias, const float* theta, int64_t theta_step, int64_t first,
-                                  const int64_t* starts, int64_t* counts, void* values, int32_t* indices,
+sk_status screened_threshold_fill(int32_t dtype, sk_matrix scores, sk_matrix x, sk_matrix W, int64_t W_first,
+                                  sk_norms norms, const float* bias, const float* theta, int64_t theta_step,
+                                  int64_t first, const int64_t* starts, int64_t* counts, void* values, int32_t* indices,
                                   int32_t threads) {
-  if (first < 0 || first + scores.cols > W.rows || W.rows > INT32_MAX || x.rows < scores.rows || x.cols != W.cols)
+  if (!screen::covers(W, W_first, first, scores.cols) || x.rows < scores.rows || x.cols != W.cols)
     return failure(SK_BAD_SIZE);
   return for_dtype(dtype, [&](auto type) {
     using T = decltype(type);
     using Exactly = screen::Exactly<T>;
     const auto body = [&](int64_t r, const auto& row) {
-      const Exactly exactly{row_of<T>(x, r), W, bias};
+      const Exactly exactly{row_of<T>(x, r), W, W_first, bias};
       int32_t latents[Exactly::kBatch];
       float found[Exactly::kBatch];
       int waiting = 0;

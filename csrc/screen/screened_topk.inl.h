@@ -64,11 +64,17 @@ inline bool fits(const sk_screened_topk& s, const sk_matrix& x, const sk_matrix&
   return s.k >= 1 && s.n >= 0 && x.rows >= s.n && x.cols == W.cols && W.rows <= INT32_MAX;
 }
 
+// Whether the rows of latents first, first + 1, ... first + cols - 1 are among W's, which begin at W_first.
+inline bool covers(const sk_matrix& W, int64_t W_first, int64_t first, int64_t cols) {
+  return W_first >= 0 && first >= W_first && first + cols <= W_first + W.rows && first + cols <= INT32_MAX;
+}
+
 }  // namespace screen
 
-sk_status screened_topk_fold(int32_t dtype, sk_screened_topk s, sk_matrix scores, sk_matrix x, sk_matrix W, sk_norms norms,
-                             const float* bias, const uint8_t* among, int64_t first, int32_t threads) {
-  if (!screen::fits(s, x, W) || scores.rows != s.n || first < 0 || first + scores.cols > W.rows)
+sk_status screened_topk_fold(int32_t dtype, sk_screened_topk s, sk_matrix scores, sk_matrix x, sk_matrix W,
+                             int64_t W_first, sk_norms norms, const float* bias, const uint8_t* among,
+                             int64_t first, int32_t threads) {
+  if (!screen::fits(s, x, W) || scores.rows != s.n || !screen::covers(W, W_first, first, scores.cols))
     return failure(SK_BAD_SIZE);
   const int64_t n = scores.cols;
   const auto rows = [&](auto type, auto with_bias) {
@@ -77,8 +83,9 @@ sk_status screened_topk_fold(int32_t dtype, sk_screened_topk s, sk_matrix scores
     parallel_runs(s.n, sel::rows_at_a_time(n), threads, [&](int, int64_t begin, int64_t end) {
       int64_t computed = 0;
       for (int64_t r = begin; r < end; ++r) {
-        const screen::Exactly<T> exactly{row_of<T>(x, r), W, bias};
-        const screen::Around<kBias> around{row_of<bf16>(scores, r), norms.W, norms.W_dropped, kBias ? bias + first : nullptr,
+        const screen::Exactly<T> exactly{row_of<T>(x, r), W, W_first, bias};
+        const screen::Around<kBias> around{row_of<bf16>(scores, r), norms.W, norms.W_dropped,
+                                           kBias ? bias + first : nullptr,
                                            screen::slack_of(norms.x[r], norms.x_dropped[r], x.cols)};
         screen::Candidates c = screen::candidates_of(s, r, first > 0);
         screen::offer(c, around, among, n, first, exactly);
@@ -95,6 +102,27 @@ sk_status screened_topk_fold(int32_t dtype, sk_screened_topk s, sk_matrix scores
   });
 }
 
+// Computes what is left of the chunks since the last call, all of whose latents W covers.
+sk_status screened_topk_settle(int32_t dtype, sk_screened_topk s, sk_matrix x, sk_matrix W, int64_t W_first,
+                               const float* bias, int32_t threads) {
+  if (!screen::fits(s, x, W)) return failure(SK_BAD_SIZE);
+  return for_dtype(dtype, [&](auto type) {
+    using T = decltype(type);
+    parallel_runs(s.n, 4, threads, [&](int, int64_t begin, int64_t end) {
+      int64_t computed = 0;
+      for (int64_t r = begin; r < end; ++r) {
+        screen::Candidates c = screen::candidates_of(s, r, true);
+        c.settle(screen::Exactly<T>{row_of<T>(x, r), W, W_first, bias});
+        s.count[r] = int32_t(c.count);
+        s.bound[r] = c.bound;
+        computed += c.computed;
+      }
+      __atomic_fetch_add(s.computed, computed, __ATOMIC_RELAXED);
+    });
+    return success();
+  });
+}
+
 sk_status screened_topk_finish(int32_t dtype, sk_screened_topk s, sk_matrix x, sk_matrix W, const float* bias,
                                int32_t relu, void* values, int32_t* indices, int32_t threads) {
   if (!screen::fits(s, x, W)) return failure(SK_BAD_SIZE);
@@ -103,7 +131,7 @@ sk_status screened_topk_finish(int32_t dtype, sk_screened_topk s, sk_matrix x, s
     parallel_runs(s.n, 4, threads, [&](int, int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; ++r) {
         screen::Candidates c = screen::candidates_of(s, r, true);
-        c.finish(screen::Exactly<T>{row_of<T>(x, r), W, bias});
+        c.finish(screen::Exactly<T>{row_of<T>(x, r), W, 0, bias});
         T* value = static_cast<T*>(values) + r * s.k;
         int32_t* index = indices + r * s.k;
         for (int64_t j = 0; j < c.count; ++j) value[j] = sel::value_of<T>(c.lower[j], relu != 0);

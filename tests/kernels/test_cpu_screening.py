@@ -130,6 +130,15 @@ def test_masks_and_several_selections() -> None:
         expect(problem, k, found[2 * i : 2 * i + 2], mask)
 
 
+@pytest.mark.parametrize("kind", HARD)
+def test_hard_numbers_where_rows_of_W_lie_in_pieces(kind: str) -> None:
+    x, W, b = HARD[kind](*normal(19, 96, 1200))
+    problem = x, W.mT.contiguous().mT, b
+    expect(problem, 32, select(problem, 32))
+    among = torch.rand(1200) < 0.5
+    expect(problem, 9, select(problem, 9, among), among)
+
+
 def test_relu_no_bias_and_strides() -> None:
     x, W, _ = normal(19, 64, 1200)
     padded = torch.full((19, 70), NAN)
@@ -175,14 +184,20 @@ def test_memory_is_bounded(size: str, dtype: torch.dtype, monkeypatch: pytest.Mo
     monkeypatch.setattr(chunks, "kept", lambda W: None)
     rooms = [_cpu.ask("screened_topk_room", each) for each in (k, 4 * k)]
     scratch = chunks.ScreeningScores(x, W, screened.CANDIDATES_BYTES // (12 * sum(rooms)))
-    taken = scratch._scores.nbytes + scratch._tokens.nbytes + scratch._latents.nbytes + 12 * sum(rooms) * scratch.rows
+    taken = (
+        scratch._scores.nbytes
+        + scratch._tokens.nbytes
+        + scratch._latents.nbytes
+        + scratch._rows.nbytes
+        + 12 * sum(rooms) * scratch.rows
+    )
     assert taken <= 64 << 20
 
 
 def test_when_it_screens(monkeypatch: pytest.MonkeyPatch) -> None:
     x, W = torch.empty(64, 128), torch.empty(2048, 128)
     assert policy.screens(x, W, [32])
-    assert not policy.screens(x, W.mT.contiguous().mT, [32])  # rows in pieces
+    assert policy.screens(x, W.mT.contiguous().mT, [32])
     assert not policy.screens(x[:, :0], W[:, :0], [32])
     monkeypatch.setenv("SAE_KERNELS_SCREENING", "off")
     assert not policy.screens(x, W, [32])
@@ -190,6 +205,8 @@ def test_when_it_screens(monkeypatch: pytest.MonkeyPatch) -> None:
     for pays in (False, True):
         monkeypatch.setattr(policy, "screening_pays", lambda pays=pays: pays)
         assert policy.screens(x, W, [32]) is pays
+    assert not policy.screens(x, W.mT.contiguous().mT, [32])  # rows in pieces: only for many tokens
+    assert policy.screens(x.repeat(16, 1), W.mT.contiguous().mT, [32])
     assert not policy.screens(x[:, :32], W[:, :32], [32])
     assert not policy.screens(x, W[:512], [8])
     assert not policy.screens(x, W, [32, 256])

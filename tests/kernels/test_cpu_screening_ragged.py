@@ -55,7 +55,9 @@ def best_of_batch(problem: Problem, count: int) -> None:
 @pytest.mark.parametrize("kind", HARD)
 @pytest.mark.parametrize("count", [1, 700, 19 * 1200])
 def test_batch_topk_of_hard_numbers(kind: str, count: int) -> None:
-    best_of_batch(HARD[kind](*normal(19, 96, 1200)), count)
+    x, W, b = HARD[kind](*normal(19, 96, 1200))
+    best_of_batch((x, W, b), count)
+    best_of_batch((x, W.mT.contiguous().mT, b), count)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -92,6 +94,7 @@ def test_threshold_of_hard_numbers(kind: str) -> None:
     middle = finite.median() if finite.numel() else torch.tensor(0.0)
     for theta in (middle, finite.max() if finite.numel() else middle, z[4].nan_to_num(), torch.tensor(float("inf"))):
         above(problem, theta)
+        above((problem[0], problem[1].mT.contiguous().mT, problem[2]), theta)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -147,16 +147,21 @@ typedef struct sk_kernels {
   sk_status (*batch_topk_finish)(int32_t dtype, sk_batch_topk state, int64_t n, int32_t relu, int64_t *offsets,
                                  void *values, int32_t *indices, int32_t threads);
 
-  /* Screening: scores from inputs rounded to bf16 bound the exact ones (csrc/screen/bound.inl.h). */
+  /* Screening: scores from inputs rounded to bf16 bound the exact ones (csrc/screen/bound.inl.h). W's first row is latent W_first.
+   * Where W does not hold all latents, `settle` follows each chunk's folds, while W still covers it. */
 
   /* rounded (rows, cols) = a in bf16, NULL where it is already; norms and dropped (rows,): the norms of a's rows, and of what
    * rounding dropped */
   sk_status (*screen_round)(int32_t dtype, sk_matrix a, void *rounded, float *norms, float *dropped, int32_t threads);
   int64_t (*screened_topk_room)(int64_t k);
   /* scores (n, cols) bf16: of x's n rows and W's rows first, first + 1, ... as screen_round rounds them, with those rows' norms;
-   * x and W as they are; bias (W.rows,) or NULL; among (cols,) as in running_topk_fold */
+   * x and W as they are; bias of all latents or NULL; among (cols,) as in running_topk_fold */
   sk_status (*screened_topk_fold)(int32_t dtype, sk_screened_topk state, sk_matrix scores, sk_matrix x, sk_matrix W,
-                                  sk_norms norms, const float *bias, const uint8_t *among, int64_t first, int32_t threads);
+                                  int64_t W_first, sk_norms norms, const float *bias, const uint8_t *among, int64_t first,
+                                  int32_t threads);
+  /* computes what the chunks since the last call left */
+  sk_status (*screened_topk_settle)(int32_t dtype, sk_screened_topk state, sk_matrix x, sk_matrix W, int64_t W_first,
+                                    const float *bias, int32_t threads);
   /* as running_topk_finish, of the scores x . W + bias summed in fp32 */
   sk_status (*screened_topk_finish)(int32_t dtype, sk_screened_topk state, sk_matrix x, sk_matrix W, const float *bias,
                                     int32_t relu, void *values, int32_t *indices, int32_t threads);
@@ -164,15 +169,18 @@ typedef struct sk_kernels {
   sk_status (*screened_threshold_count)(sk_matrix scores, int64_t d, sk_norms norms, const float *bias, const float *theta,
                                         int64_t theta_step, int64_t *counts, int32_t threads);
   /* writes those that are not, computed in fp32: row r's from starts[r] on; counts[r] becomes their number. theta is the chunk's,
-   * bias (W.rows,) or NULL */
-  sk_status (*screened_threshold_fill)(int32_t dtype, sk_matrix scores, sk_matrix x, sk_matrix W, sk_norms norms,
+   * bias of all latents or NULL */
+  sk_status (*screened_threshold_fill)(int32_t dtype, sk_matrix scores, sk_matrix x, sk_matrix W, int64_t W_first, sk_norms norms,
                                        const float *bias, const float *theta, int64_t theta_step, int64_t first,
                                        const int64_t *starts, int64_t *counts, void *values, int32_t *indices,
                                        int32_t threads);
   int64_t (*screened_batch_room)(int64_t keep, int64_t cols);
   /* scores and norms of x's rows first_row, first_row + 1, ...; chunks of one row come ascending by latent */
   sk_status (*screened_batch_fold)(int32_t dtype, sk_screened_batch state, sk_matrix scores, sk_matrix x, sk_matrix W,
-                                   sk_norms norms, const float *bias, int64_t first_row, int64_t first, int32_t threads);
+                                   int64_t W_first, sk_norms norms, const float *bias, int64_t first_row, int64_t first,
+                                   int32_t threads);
+  sk_status (*screened_batch_settle)(int32_t dtype, sk_screened_batch state, sk_matrix x, sk_matrix W, int64_t W_first,
+                                     const float *bias, int32_t threads);
   /* as batch_topk_finish, of the scores x . W + bias summed in fp32 */
   sk_status (*screened_batch_finish)(int32_t dtype, sk_screened_batch state, sk_matrix x, sk_matrix W, const float *bias,
                                      int32_t relu, int64_t *offsets, void *values, int32_t *indices, int32_t threads);

@@ -1,7 +1,10 @@
 """Screening scores, chunk by chunk in one reused scratch: x Wᵀ from inputs rounded to bfloat16, in bfloat16.
 
-Memory: 8 MiB of scores, at most 16 MiB of rounded tokens and 4 MiB of rounded latents (or 16 rows of each, where
-d is so large that this is more).
+Candidates are computed row by row of W. Where its rows do not lie in one piece, those of a chunk are copied so that
+they do, and candidates have to be settled before the next chunk.
+
+Memory: 8 MiB of scores, at most 16 MiB of rounded tokens, 4 MiB of rounded latents and 8 MiB of such a copy (or 16
+rows of each, where d is so large that this is more).
 """
 
 from __future__ import annotations
@@ -22,6 +25,11 @@ TOKENS, LATENTS = 8 << 20, 2 << 20  # elements of rounded rows
 ROWS, COLS = 4096, 8192
 
 
+def in_pieces(W: Tensor) -> bool:
+    """The elements of a row of W are not next to each other."""
+    return W.shape[1] > 1 and W.stride(1) != 1
+
+
 class Tokens(NamedTuple):
     """A chunk of tokens, as they are and rounded."""
 
@@ -35,6 +43,9 @@ class Chunk(NamedTuple):
 
     first: int
     scores: Tensor
+    W: tuple[
+        int, int, int, int, int
+    ]  # address, sizes and row stride of rows of W that hold these latents; the first one
     norms: tuple[int, int, int, int]  # addresses: of the tokens and of what rounding dropped, then of the latents
 
 
@@ -49,7 +60,9 @@ class ScreeningScores:
         self.cols = even(self.m, cols, 64 if cols >= 64 else 1)
         self._scores = torch.empty(self.rows * self.cols, dtype=torch.bfloat16)
         self._tokens = Rounded.empty(self.rows, d, x.dtype)
-        self._kept = kept(W)
+        self.settles = in_pieces(W)
+        self._kept = None if self.settles else kept(W)
+        self._rows = torch.empty(self.cols if self.settles else 0, d, dtype=W.dtype)
         self._latents = self._kept or Rounded.empty(self.cols, d, W.dtype)
 
     def tokens(self) -> Iterator[Tokens]:
@@ -62,11 +75,15 @@ class ScreeningScores:
         """Each chunk of latents; the next one overwrites it."""
         rows = tokens.x.shape[0]
         for first in range(0, self.m, self.cols):
-            if self._kept is None:
-                latents = round_rows(self.W[first : first + self.cols], self._latents)
+            cols = min(self.cols, self.m - first)
+            rows_of_W = (*_cpu.pointers(self.W), 0)
+            if self._kept is not None:
+                latents = self._kept.part(first, cols)
+            elif self.settles:
+                W = self._rows[:cols].copy_(self.W[first : first + cols])
+                latents, rows_of_W = round_rows(W, self._latents), (*_cpu.pointers(W), first)
             else:
-                latents = self._kept.part(first, min(self.cols, self.m - first))
-            cols = latents.data.shape[0]
+                latents = round_rows(self.W[first : first + cols], self._latents)
             out = self._scores[: rows * cols].view(rows, cols)
             torch.mm(tokens.rounded.data, latents.data.mT, out=out)
-            yield Chunk(first, out, (*tokens.rounded.norms(), *latents.norms()))
+            yield Chunk(first, out, rows_of_W, (*tokens.rounded.norms(), *latents.norms()))

@@ -11,9 +11,11 @@ from torch import Tensor
 from ... import settings
 from ...errors import ConfigError
 from .. import _cpu
+from .chunks import in_pieces
 
 MODES = ("auto", "on", "off")
 LEAST_D, LEAST_M, LEAST_N = 64, 1024, 32  # below, products are too small a part of the work
+LEAST_N_IN_PIECES = 1024  # where the rows of W have to be copied first
 LATENTS_A_CHOICE = 24  # with fewer latents for each one chosen, too many are computed twice
 
 
@@ -34,13 +36,13 @@ def mode() -> str:
 
 
 def screens(x: Tensor, W: Tensor, ks: Sequence[int]) -> bool:
-    """Whether to screen this problem. `on` takes what screening can do at all: W's rows must lie in one piece, as
-    candidates are computed row by row."""
+    """Whether to screen this problem. `on` takes what screening can do at all."""
     chosen, (n, d), m = mode(), x.shape, W.shape[0]
-    if chosen == "off" or d == 0 or n == 0 or (W.stride(1) != 1 and d > 1) or W.is_neg():
+    if chosen == "off" or d == 0 or n == 0 or W.is_neg():
         return False
     if chosen == "on":
         return True
-    if d < LEAST_D or m < LEAST_M or n < LEAST_N or LATENTS_A_CHOICE * sum(ks) > m:
+    least_n = LEAST_N_IN_PIECES if in_pieces(W) else LEAST_N
+    if d < LEAST_D or m < LEAST_M or n < least_n or LATENTS_A_CHOICE * sum(ks) > m:
         return False
     return screening_pays() and bool(torch.backends.mkldnn.enabled)

@@ -28,17 +28,19 @@ def run(x: Tensor, W: Tensor, b: Tensor | None, count: int, relu: bool) -> tuple
     progress = torch.zeros(2, dtype=torch.int64)  # candidates; scores computed exactly
     found = progress.data_ptr()
     state = (*(t.data_ptr() for t in (*candidates, bound)), found, found + 8, count, room)
-    dtype, problem = _cpu.dtype_code(x), (*_cpu.pointers(x), *_cpu.pointers(W))
+    dtype, of_x = _cpu.dtype_code(x), _cpu.pointers(x)
     screened = 0
     for tokens in chunks.tokens():
         for chunk in chunks.scores(tokens):
-            inputs = (*_cpu.pointers(chunk.scores), *problem, *chunk.norms, address(bias))
+            inputs = (*_cpu.pointers(chunk.scores), *of_x, *chunk.W, *chunk.norms, address(bias))
             _cpu.call("screened_batch_fold", dtype, *state, *inputs, tokens.row, chunk.first)
+            if chunks.settles:
+                _cpu.call("screened_batch_settle", dtype, *state, *of_x, *chunk.W, address(bias))
             screened += chunk.scores.numel()
             if int(progress[1]) > 8 * count + screened // SCREENED_A_COMPUTED:
                 return None
     values, indices = torch.empty(count, dtype=x.dtype), torch.empty(count, dtype=torch.int32)
     offsets = torch.zeros(x.shape[0] + 1, dtype=torch.int64)
     out = (offsets.data_ptr(), values.data_ptr(), indices.data_ptr())
-    _cpu.call("screened_batch_finish", dtype, *state, *problem, address(bias), relu, *out)
+    _cpu.call("screened_batch_finish", dtype, *state, *of_x, *_cpu.pointers(W), address(bias), relu, *out)
     return values, indices, offsets

@@ -25,7 +25,7 @@ def pieces(x: Tensor, W: Tensor, b: Tensor | None, theta: Tensor) -> tuple[list[
     for tokens in chunks.tokens():
         some = []
         for chunk in chunks.scores(tokens):
-            piece = _piece(tokens, W.detach(), bias, theta, chunk)
+            piece = _piece(tokens, bias, theta, chunk)
             if piece is None:
                 return found, done
             some.append(piece)
@@ -34,7 +34,7 @@ def pieces(x: Tensor, W: Tensor, b: Tensor | None, theta: Tensor) -> tuple[list[
     return found, done
 
 
-def _piece(tokens: Tokens, W: Tensor, bias: Tensor | None, theta: Tensor, chunk: Chunk) -> Piece | None:
+def _piece(tokens: Tokens, bias: Tensor | None, theta: Tensor, chunk: Chunk) -> Piece | None:
     """What stays of a chunk; None if that may be too much."""
     x, scores, first = tokens.x, _cpu.pointers(chunk.scores), chunk.first
     counts, step = torch.empty(x.shape[0], dtype=torch.int64), theta.dim()  # 0-d: one for all latents
@@ -44,7 +44,7 @@ def _piece(tokens: Tokens, W: Tensor, bias: Tensor | None, theta: Tensor, chunk:
     if most > chunk.scores.numel() // SCREENED_A_COMPUTED:
         return None
     values, indices = torch.empty(most, dtype=x.dtype), torch.empty(most, dtype=torch.int32)
-    inputs = (*scores, *_cpu.pointers(x), *_cpu.pointers(W), *chunk.norms)
+    inputs = (*scores, *_cpu.pointers(x), *chunk.W, *chunk.norms)
     out = (starts.data_ptr(), counts.data_ptr(), values.data_ptr(), indices.data_ptr())
     _cpu.call("screened_threshold_fill", _cpu.dtype_code(x), *inputs, address(bias), theta_at, step, first, *out)
     return Piece(tokens.row, counts, starts, values, indices)

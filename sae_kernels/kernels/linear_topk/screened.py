@@ -44,8 +44,14 @@ class _Selection:
         """Take in a chunk of scores."""
         among = 0 if self.among is None else self.among.data_ptr() + chunk.first
         x, state = tokens.x, (*self._state, tokens.x.shape[0], self.k)
-        inputs = (*_cpu.pointers(chunk.scores), *_cpu.pointers(x), *_cpu.pointers(self.W), *chunk.norms)
+        inputs = (*_cpu.pointers(chunk.scores), *_cpu.pointers(x), *chunk.W, *chunk.norms)
         _cpu.call("screened_topk_fold", _cpu.dtype_code(x), *state, *inputs, address(self.bias), among, chunk.first)
+
+    def settle(self, tokens: Tokens, chunk: Chunk) -> None:
+        """Compute what is left of a chunk, while its rows of W are there."""
+        x, state = tokens.x, (*self._state, tokens.x.shape[0], self.k)
+        inputs = (*_cpu.pointers(x), *chunk.W, address(self.bias))
+        _cpu.call("screened_topk_settle", _cpu.dtype_code(x), *state, *inputs)
 
     def finish(self, tokens: Tokens) -> None:
         """Write the chunk's rows to the outputs."""
@@ -85,6 +91,8 @@ def _pass(tokens: Tokens, chunks: ScreeningScores, selections: list[_Selection])
     for chunk in chunks.scores(tokens):
         for each in selections:
             each.fold(tokens, chunk)
+            if chunks.settles:
+                each.settle(tokens, chunk)
         screened = rows * (chunk.first + chunk.scores.shape[1])
         if sum(each.computed() for each in selections) - before > expected + screened // SCREENED_A_COMPUTED:
             return False
