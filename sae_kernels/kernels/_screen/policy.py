@@ -24,7 +24,7 @@ def screening_pays() -> bool:
     """PyTorch multiplies bfloat16 on this machine much faster than float32: with AMX, or AMD's AVX512_BF16."""
     if _cpu.isa() not in ("avx512", "amx") or not _cpu.ask("fast_bf16"):
         return False
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def mode() -> str:
