@@ -48,11 +48,15 @@ def _tensors(args: Iterable[Any]) -> Iterable[Tensor]:
 
 def placed(*args: Any) -> str | None:
     """Why tensors among `args` (nested lists too) cannot be given to a kernel; None: they can."""
+    here = None
     for tensor in _tensors(args):
         if not on_gpu(tensor):
             return f"device is {tensor.device.type} (needs cuda)"
         if tensor.layout is not torch.strided:
             return f"layout is {tensor.layout} (needs torch.strided)"
+        if here is not None and tensor.device != here:
+            return f"devices differ: {here} and {tensor.device}"
+        here = tensor.device
     return None
 
 
