@@ -64,7 +64,8 @@ def backward(problem: Problem) -> Iterator[Comparison]:
         "torch embedding_bag": Contender(sparse, second),
         "torch dense matmul": Contender(full, second, 3 * problem.dense_bytes),
     }
-    moved = 2 * gather_bytes(problem) + size.d_sae * size.d * problem.item
+    # taken latent by latent a gathered row serves both gradients; W_dec read and its gradient written, once each
+    moved = gather_bytes(problem) + 2 * size.d_sae * size.d * problem.item
     yield Comparison("decode backward", "decode backward", [(0.0, moved)], contenders)
 
 

@@ -60,7 +60,8 @@ def step(problem: Problem) -> Iterator[Comparison]:
         "torch dense, compiled": (compiled(dense, problem), 6 * whole),
         "torch embedding_bag decode": (bag, 4 * whole),
     }
-    gathers = 4 * gather_bytes(problem) + 2.0 * size.d_sae * size.d * problem.item  # decode, dvalues, dW_dec, dW_enc
+    # decode; dvalues and dW_dec together, which read W_dec and write a gradient; dW_enc, which writes the other
+    gathers = 3 * gather_bytes(problem) + 3.0 * size.d_sae * size.d * problem.item
     phases = [*least(problem), (0.0, gathers)]
     yield Comparison(
         "step",
