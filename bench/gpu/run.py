@@ -44,6 +44,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", choices=CASES, required=True)
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results", help="where results are written")
+    parser.add_argument("--found", type=Path, help="where earlier calls' results lie too, to go on from")
     parser.add_argument("--groups", nargs="+", choices=GROUPS, default=list(GROUPS))
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--draws", nargs="+", choices=DRAWS, default=list(DRAWS))
@@ -109,7 +110,8 @@ def main() -> int:
         sys.exit("no CUDA device: --dry-run goes through the same code on the CPU")
     device = torch.device("cpu" if args.dry_run else "cuda")
     torch.set_num_threads(1 if args.dry_run else torch.get_num_threads())
-    results = Results(f"bench-{args.case}", device, args.out, {args.out, ROOT / "bench" / "results"}, args.again)
+    places = {args.out, ROOT / "bench" / "results", *([args.found] if args.found else [])}
+    results = Results(f"bench-{args.case}", device, args.out, places, args.again)
     if results.complete:
         print("complete already; --again measures anew")
         return 0
