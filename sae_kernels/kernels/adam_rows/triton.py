@@ -92,6 +92,8 @@ def _adam_rows(
             p, m, v = _step(
                 p, m, v, g, rate, scale, beta1, rest1, beta2, rest2, eps, dtype, GRAD, UNIT, PARALLEL
             )  # fmt: skip
+    if LAZY:
+        tl.debug_barrier()  # every warp has read last_step before one of them marks it: a late one would skip its steps
     tl.store(p_at, narrow(p, dtype), mask=inside)
     tl.store(m_at, m, mask=inside)
     tl.store(v_at, v, mask=inside)
