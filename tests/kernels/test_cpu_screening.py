@@ -79,6 +79,7 @@ def test_hard_numbers(kind: str, k: int) -> None:
 
 
 @pytest.mark.parametrize("kind", [kind for kind in HARD if "denormal" in kind or kind == "small"])
+@pytest.mark.usefixtures("one_thread")  # the mode is a thread's own: truth and kernel must run in the same one
 def test_hard_numbers_with_denormals_flushed(kind: str) -> None:
     problem = HARD[kind](*normal(19, 96, 1200))
     before = _cpu.flush_denormals(True, 1)
