@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PLUGINS := $(wildcard plugins/*/)
 SOURCES := $(shell find csrc -type f 2>/dev/null) CMakeLists.txt pyproject.toml constraints.txt Makefile
 
-.PHONY: demo test check ahead bench clean
+.PHONY: demo test check ahead sanitize bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/sae-kernels demo
@@ -24,6 +24,27 @@ check: $(VENV)/.developing
 # Every Triton kernel, dtype and configuration compiled for GPUs that are not here: minutes.
 ahead: $(VENV)/.developing
 	$(BIN)/python tests/support/ahead_table.py --check
+
+# The C++ kernels under AddressSanitizer and UndefinedBehaviorSanitizer, on every instruction set of this machine; in a
+# build of its own, which leaves the installed one alone. libstdc++ is loaded early for libasan, which wraps its throw.
+SANITIZE_TESTS ?= tests/kernels/test_cpu_fuzz.py tests/kernels/test_ops_malformed.py tests/kernels/test_ops_layouts.py \
+	tests/kernels/test_ops_products.py tests/kernels/test_ops_adam.py tests/kernels/test_ops_latent_topn.py \
+	tests/kernels/test_ops_prefix.py tests/kernels/test_ops_topk.py tests/kernels/test_ops_transpose.py
+SANITIZE_FUZZ ?= 200
+PRELOADED = $(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libstdc++.so)
+sanitize: $(VENV)/.developing
+	CXX="$(CXX)" PATH="$(abspath $(BIN)):$$PATH" cmake -S . -B build/sanitize/cmake -G Ninja -DSAE_KERNELS_SANITIZE=ON \
+		-DCMAKE_LIBRARY_OUTPUT_DIRECTORY=$(CURDIR)/build/sanitize \
+		-DPython_EXECUTABLE=$(abspath $(BIN)/python) -Wno-dev --log-level=WARNING
+	PATH="$(abspath $(BIN)):$$PATH" cmake --build build/sanitize/cmake
+	export SAE_KERNELS_REQUIRE_CPU=1 SAE_KERNELS_SANITIZED="$$(ls $(CURDIR)/build/sanitize/_cpu*.so)" \
+		PYTHONPATH=tests/support/sanitized SAE_KERNELS_FUZZ=$(SANITIZE_FUZZ) LD_PRELOAD="$(PRELOADED)" \
+		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1; \
+	isas=$$($(BIN)/python -c 'from sae_kernels.kernels import _cpu; print(*_cpu.isas())') && test -n "$$isas" || exit 1; \
+	for isa in $$isas; do \
+		echo "sanitized: $$isa"; \
+		SAE_KERNELS_ISA=$$isa $(BIN)/python -m pytest -q -p no:cacheprovider -k cpu $(SANITIZE_TESTS) || exit 1; \
+	done
 
 bench: $(VENV)/.developing
 	$(BIN)/python -m pytest bench --benchmark-only

@@ -24,7 +24,7 @@ sk_status latent_topn(int32_t dtype, sk_codes codes, int64_t m, int64_t best, fl
                       int64_t first_token, int32_t threads) {
   const sk_status status = check_codes(codes, m);
   if (status.code) return status;
-  if (best < 0 || codes.n > INT32_MAX) return failure(SK_BAD_SIZE);
+  if (best < 0 || codes.n > INT32_MAX || first_token < 0 || first_token > INT64_MAX - codes.n) return failure(SK_BAD_SIZE);
   if (best == 0 || codes.nnz == 0) return success();
   const Scratch<int64_t> offsets(m + 1), order(codes.nnz);
   const Scratch<int32_t> rows(codes.nnz);

@@ -62,7 +62,7 @@ class PreActs:
             x = self._x[:padded]
             x[:rows].copy_(self.x[row : row + rows])
             x[rows:].zero_()
-        for first in range(0, self.m, self.cols):
+        for first in range(0, self.m, max(1, self.cols)):
             W = self.W[first : first + self.cols]
             if self.upcast:
                 W = self._W[: W.shape[0]].copy_(W)

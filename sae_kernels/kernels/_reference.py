@@ -22,7 +22,8 @@ def pre_acts(x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
 
 def check_indices(indices: Tensor, d_sae: int) -> None:
     """Refuse indices outside [0, d_sae), naming the first."""
-    bad = ((indices < 0) | (indices >= d_sae)).nonzero()
+    last = min(d_sae - 1, 2**31 - 1)  # a number that int32 cannot hold would wrap around in the comparison
+    bad = ((indices < 0) | (indices > last)).nonzero()
     if bad.numel():
         at = tuple(bad[0].tolist())
         raise IndexRangeError(f"indices{list(at)} = {int(indices[at])}, expected 0 <= index < {d_sae}")

@@ -38,7 +38,7 @@ def mode() -> str:
 def screens(x: Tensor, W: Tensor, ks: Sequence[int]) -> bool:
     """Whether to screen this problem. `on` takes what screening can do at all."""
     chosen, (n, d), m = mode(), x.shape, W.shape[0]
-    if chosen == "off" or d == 0 or n == 0 or W.is_neg():
+    if chosen == "off" or d == 0 or n == 0 or m == 0 or W.is_neg():
         return False
     if chosen == "on":
         return True

@@ -73,6 +73,8 @@ def run(
     lrs = _cpu.flat(lrs, torch.float64, "lrs")
     if not 1 <= step <= lrs.numel():
         raise ShapeError(f"lrs is {describe(lrs)}, expected a learning rate for each of steps 1 to {step}")
+    if rows is not None and count == 0:  # its null pointer would mean every row
+        return
     _cpu.call(
         "adam_rows",
         _cpu.dtype_code(param),

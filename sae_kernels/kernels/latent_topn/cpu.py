@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...errors import ArgumentError
 from .. import _cpu
 
 
@@ -32,6 +33,8 @@ def run(
 ) -> None:
     """See `sae_kernels.kernels.latent_topn`."""
     codes = _cpu.Codes(values, indices, offsets, values.dtype)
+    if not 0 <= first_token < (1 << 63) - codes.n:
+        raise ArgumentError(f"first_token = {first_token}, expected a token's number: 0 or more, within int64")
     d_sae, best = best_values.shape
     _cpu.writable(best_values, (d_sae, best), torch.float32, "best_values")
     _cpu.writable(best_tokens, (d_sae, best), torch.int64, "best_tokens")

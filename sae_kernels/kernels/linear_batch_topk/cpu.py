@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...errors import ShapeError
 from .. import _cpu
 from .._pre_acts import PreActs, address, bias_of, check
 from .._screen import screens
@@ -25,6 +26,8 @@ def run(x: Tensor, W: Tensor, b: Tensor | None, count: int, relu: bool) -> tuple
     """See `sae_kernels.kernels.linear_batch_topk`."""
     check(x, W, b)
     n = x.shape[0]
+    if not 0 <= count <= n * W.shape[0]:  # before memory for count is asked for
+        raise ShapeError(f"count = {count}, expected 0 <= count <= {n * W.shape[0]}")
     values, indices = torch.empty(count, dtype=x.dtype), torch.empty(count, dtype=torch.int32)
     offsets = torch.zeros(n + 1, dtype=torch.int64)
     if count == 0:

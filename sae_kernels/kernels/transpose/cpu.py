@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...errors import ShapeError
 from .. import _cpu
 
 
@@ -18,6 +19,8 @@ def why_not(indices: Tensor, offsets: Tensor | None, d_sae: int) -> str | None:
 def run(indices: Tensor, offsets: Tensor | None, d_sae: int) -> tuple[Tensor, Tensor, Tensor]:
     """See `sae_kernels.kernels.transpose`."""
     codes = _cpu.Codes(None, indices, offsets, torch.float32)
+    if not 0 <= d_sae <= 1 << 31:
+        raise ShapeError(f"d_sae = {d_sae}, expected 0 <= d_sae <= 2^31 (indices are int32)")
     latent_offsets = _cpu.empty(d_sae + 1, dtype=torch.int64)
     order = _cpu.empty(codes.nnz, dtype=torch.int64)
     rows = _cpu.empty(codes.nnz, dtype=torch.int32)
