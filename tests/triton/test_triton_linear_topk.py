@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bench import cases
 from sae_kernels.kernels._triton import gemm
+from sae_kernels.kernels._triton.scores import budget
 from sae_kernels.kernels._triton.tuning import Config, forced
 from sae_kernels.kernels.linear_topk.triton import capacity, plans
 
@@ -124,3 +125,14 @@ def test_memory(name: str, itemsize: int) -> None:
         assert 0 < tiles["COLS"] <= 2048
         scores, lists = 4 * tiles["ROWS"] * tiles["COLS"], tiles["ROWS"] * (8 * capacity(k) + 8)
         assert scores + lists + n * k * (4 + itemsize) <= n * m * itemsize / 10
+
+
+@pytest.mark.parametrize("ks", [[32], [512], [64, 512]], ids=str)
+@pytest.mark.parametrize("m", [16_384, 65_536, 131_072])
+def test_the_number_of_tokens_does_not_choose_the_width_of_a_chunk(m: int, ks: list[int]) -> None:
+    """Kernels are compiled for a width: beyond 512 tokens another number of them compiles nothing."""
+    tokens = (513, 777, 1024, 2048, 3001, 4096, 8192, 16_384, 1_000_000)
+    built_in = [plans(n, m, 2, ks)[0].tiles for n in tokens]
+    assert len({tiles["COLS"] for tiles in built_in}) == 1
+    for n, tiles in zip(tokens, built_in, strict=True):
+        assert 4 * tiles["ROWS"] * tiles["COLS"] <= budget(n, m, 2)

@@ -55,7 +55,7 @@ class Source:
 
     @property
     def _config(self) -> Config:
-        return config("again" if self.latents is None else "lists", self.numbers.shape[1])
+        return config("again") if self.latents is None else config("lists", self.numbers.shape[1])
 
 
 @dataclass(frozen=True)
@@ -118,9 +118,9 @@ def config(kernel: str, width: int = 0) -> Config:
     elif kernel == "lists":
         sizes = [(min(tile, each), 1) for each in (256, 128, 512)]
     else:
-        sizes = [(min(tile, each), max(1, min(4, min(tile, each) // 256))) for each in (1024, 512, 2048)]
+        sizes = [(1024, 4), (512, 2), (2048, 4)]  # whatever the width of a chunk: seldom needed, so one kernel for all
     choices = [Config({"ROWS": rows, "BLOCK": block}, num_warps=warps) for block, warps in dict.fromkeys(sizes)]
-    return pick(f"ragged.{kernel}", f"{tile} wide", choices)
+    return pick(f"ragged.{kernel}", f"{tile} wide" if width else "", choices)
 
 
 def plan(n: int, m: int, itemsize: int, per_row: int = 0) -> Config:

@@ -260,16 +260,19 @@ def plans(n: int, m: int, itemsize: int, ks: Sequence[int]) -> list[Config]:
     """The chunk of scores: tokens and latents; COLS 0: all latents.
 
     Few tokens take all latents at once, and large k too. Otherwise tokens are bounded by the memory of their lists; a
-    chunk of many tokens is 1024 latents wide, for a warp a row, one of few tokens 4096, for fewer launches.
+    chunk of many tokens is 1024 latents wide, for a warp a row, one of few tokens, or of long lists, 4096, for fewer
+    launches. Where that is more than the scratch, tokens give way: kernels are compiled for a width, so beyond 512
+    tokens N must not choose it.
     """
     scratch = budget(n, m, itemsize) // 4
     if n * m <= scratch or max(ks) > LARGEST_K:
         return [Config({"ROWS": even(n, max(16, scratch // m), 16), "COLS": 0})]
-    lists = max(STATE_BYTES, n * m * itemsize // 25) // (8 * sum(capacity(k) + 1 for k in ks))
-    rows = even(n, min(ROWS, max(128, lists)), 128)
+    row = 8 * sum(capacity(k) + 1 for k in ks)
+    most = min(ROWS, max(128, STATE_BYTES // row, n * m * itemsize // 25 // row))
     choices = []
-    for most in (4096, 1024, 2048) if rows <= 512 else (1024, 512, 2048):
-        cols = min(most, max(128, next_power_of_2(scratch // rows + 1) // 2))
+    for width in (4096, 1024, 2048) if min(n, STATE_BYTES // row) <= 512 else (1024, 512, 2048):
+        cols = min(m, width)
+        rows = even(n, min(most, scratch // cols // 128 * 128), 128)
         config = Config({"ROWS": rows, "COLS": even(m, cols, 128)})
         if config not in choices:
             choices.append(config)
