@@ -10,7 +10,8 @@ from torch import Tensor
 from bench import cases
 
 ops = torch.ops.sae_kernels
-TOKENS = 16  # no kernel is specialised on it
+TOKENS = 16  # no kernel is specialised on it, but selections take another way with few:
+MANY = 1024
 SIZES = {
     "A": cases.Size(TOKENS, 2304, 65_536, 64),
     "B": cases.Size(TOKENS, 4096, 131_072, 64),
@@ -50,13 +51,17 @@ def _sparse(size: cases.Size, dtype: torch.dtype) -> Iterator[Callable[[], objec
 
 def _selections(size: cases.Size, dtype: torch.dtype) -> Iterator[Callable[[], object]]:
     everyone, some = torch.empty(0, dtype=torch.bool), torch.ones(size.d_sae, dtype=torch.bool)
-    x, W, b = (_memory(*s, dtype=dtype) for s in ((size.n, size.d), (size.d_sae, size.d), (size.d_sae,)))
+    W, b = _memory(size.d_sae, size.d, dtype=dtype), _memory(size.d_sae, dtype=dtype)
     theta, per_latent = torch.zeros(()), torch.zeros(size.d_sae)
     scores = _memory(size.n, size.d_sae, dtype=dtype)
     for k in (size.k, 512):
         yield lambda k=k: ops.topk(scores, k, **ON)
-    yield lambda: ops.linear_topk(x, W, b, [size.k, 512], [True, False], [everyone, some], **ON)
-    yield lambda: ops.linear_topk(x, W, None, [size.k], [True], [everyone], **ON)
+    for n in (size.n, MANY):
+        x = _memory(n, size.d, dtype=dtype)
+        yield lambda x=x: ops.linear_topk(x, W, b, [size.k, 512], [True, False], [everyone, some], **ON)
+        yield lambda x=x: ops.linear_topk(x, W, b, [size.k], [True], [everyone], **ON)
+        yield lambda x=x: ops.linear_topk(x, W, None, [size.k], [True], [everyone], **ON)
+    x = _memory(size.n, size.d, dtype=dtype)
     for bias in (b, None):
         for t in (theta, per_latent):
             yield lambda bias=bias, t=t: ops.linear_threshold(x, W, bias, t, **ON)

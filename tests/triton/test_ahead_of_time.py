@@ -36,6 +36,12 @@ def test_the_table_knows_every_target_and_dtype_of_a_kernel() -> None:
         assert seen[name] >= {(t, kind) for t in ("sm_80", "sm_90") for kind in ("fp32", "bf16", "fp16")}, name
 
 
+def test_the_table_knows_the_selections_of_many_tokens() -> None:
+    """They take another way than those of few."""
+    seen = {(row["target"], row["kernel"]) for row in table()}
+    assert seen >= {(target, name) for target in ahead_table.PLANS for name in ("fold", "finish", "maxima")}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ahead_table.PLANS)
 def test_what_is_compiled_now_is_what_the_table_says(target: str) -> None:
