@@ -27,7 +27,8 @@ ahead: $(VENV)/.developing
 
 # The C++ kernels under AddressSanitizer and UndefinedBehaviorSanitizer, on every instruction set of this machine; in a
 # build of its own, which leaves the installed one alone. libstdc++ is loaded early for libasan, which wraps its throw.
-SANITIZE_TESTS ?= tests/kernels/test_cpu_fuzz.py tests/kernels/test_ops_malformed.py tests/kernels/test_ops_layouts.py \
+SANITIZE_TESTS ?= tests/kernels/test_cpu_fuzz.py tests/kernels/test_cpu_binding.py tests/kernels/test_ops_malformed.py \
+	tests/kernels/test_ops_layouts.py tests/kernels/test_ops_linear.py \
 	tests/kernels/test_ops_products.py tests/kernels/test_ops_adam.py tests/kernels/test_ops_latent_topn.py \
 	tests/kernels/test_ops_prefix.py tests/kernels/test_ops_topk.py tests/kernels/test_ops_transpose.py
 SANITIZE_FUZZ ?= 200
@@ -43,7 +44,7 @@ sanitize: $(VENV)/.developing
 	isas=$$($(BIN)/python -c 'from sae_kernels.kernels import _cpu; print(*_cpu.isas())') && test -n "$$isas" || exit 1; \
 	for isa in $$isas; do \
 		echo "sanitized: $$isa"; \
-		SAE_KERNELS_ISA=$$isa $(BIN)/python -m pytest -q -p no:cacheprovider -k cpu $(SANITIZE_TESTS) || exit 1; \
+		SAE_KERNELS_ISA=$$isa $(BIN)/python -m pytest -q --capture=sys -p no:cacheprovider -k cpu $(SANITIZE_TESTS) || exit 1; \
 	done
 
 bench: $(VENV)/.developing

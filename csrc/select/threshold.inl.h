@@ -81,6 +81,7 @@ sk_status place_rows(int32_t dtype, int64_t rows, const int64_t* counts, const i
     parallel_runs(rows, 512, threads, [&](int, int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; ++r) {
         const size_t count = size_t(counts[r]);
+        if (count == 0) continue;  // arrays of nothing have no address
         memcpy(static_cast<T*>(out_values) + to[r], static_cast<const T*>(values) + from[r], count * sizeof(T));
         memcpy(out_indices + to[r], indices + from[r], count * sizeof(int32_t));
       }
