@@ -113,7 +113,7 @@ class SparseCodes:
 
     def with_values(self, values: Tensor) -> SparseCodes:
         """The same slots with other values."""
-        return replace(self, values=values)
+        return self if values is self.values else replace(self, values=values)
 
     def detach(self) -> SparseCodes:
         """Cut off from autograd."""

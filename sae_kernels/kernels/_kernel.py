@@ -2,19 +2,22 @@
 
 Every op is a torch op `torch.ops.sae_kernels.<op>`. Its implementation, for every device, is `_Dispatch`: pick a kernel
 (argument > `use()` > environment > priority, unless another kernel is estimated to be cheaper), run it. The choice is
-made when the op runs, so compiled graphs obey it too.
+made when the op runs, so compiled graphs obey it too. The public ops call `Op`s, which pass torch's dispatcher by where
+they can: on the way through it, a call spends longer than a small op takes.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import _C, Tensor
+from torch._C._autograd import _profiler_enabled
+from torch.nn import Parameter
 
 from .. import registry, settings
 from ..errors import BackendError, describe, unknown
@@ -23,6 +26,7 @@ from ..specs import Kernel, resolve
 from ._cost.constants import in_force
 
 MOST_DECISIONS = 4096  # by sizes; ragged codes bring a new one with every batch
+PLAIN = (type(None), int, bool, float)  # the types of an op's arguments that hold no tensors
 _LIBRARY = torch.library.Library("sae_kernels", "DEF")  # lives as long as the process: dropping it unregisters the ops
 
 
@@ -214,6 +218,36 @@ def backend_in_force(keyword_only_inputs: Mapping[str, str]) -> str:
     return given if given or torch.compiler.is_compiling() else settings.chosen_backend()
 
 
+def _only_computes(args: Iterable[Any]) -> bool:
+    """Whether all that happens to a call with these arguments is that a kernel for the CPU runs: nobody wants a
+    gradient, and nobody looks on (modes, transforms, tracers, profilers, subclasses of Tensor, autocast)."""
+    if (
+        _C._len_torch_dispatch_stack()
+        or _C._len_torch_function_stack()
+        or _C._are_functorch_transforms_active()
+        or _C._is_tracing()
+        or _profiler_enabled()
+        or _C._is_any_autocast_enabled()
+    ):
+        return False
+    return _are_plain(args, _C.is_grad_enabled())
+
+
+def _are_plain(args: Iterable[Any], recording: bool) -> bool:
+    """All tensors among `args` (lists too) are ordinary ones on the CPU, through which no gradient is to flow."""
+    for arg in args:
+        kind = type(arg)
+        if kind is Tensor or kind is Parameter:
+            if not arg.is_cpu or (recording and arg.requires_grad) or arg.is_neg():
+                return False
+        elif kind is list:
+            if not _are_plain(arg, recording):
+                return False
+        elif kind not in PLAIN:
+            return False
+    return True
+
+
 @dataclass(frozen=True)
 class Op:
     """A torch op of this package: its schema, its shapes under tracing, its gradient.
@@ -228,12 +262,23 @@ class Op:
     backward: Callable[..., Any] | None = None
     setup_context: Callable[..., None] | None = None
 
+    @functools.cached_property
+    def _names(self) -> tuple[str, ...]:
+        return tuple(p for p in inspect.signature(self.fake).parameters if p != "backend")
+
+    def __call__(self, *args: Any, backend: str = "") -> Any:
+        """`torch.ops.sae_kernels.<name>` on these arguments, but past torch's dispatcher where it would only hand them
+        on."""
+        if torch.compiler.is_compiling() or not _only_computes(args):  # the former is all that a compiler sees of it
+            return getattr(torch.ops.sae_kernels, self.name)(*args, backend=backend)
+        with _C._AutoDispatchBelowAutograd():  # where the dispatcher runs kernels, too
+            return select(self.name, self._names, args, backend)(*args)
+
     def register(self) -> Op:
         """Make it `torch.ops.sae_kernels.<name>`."""
-        names = tuple(p for p in inspect.signature(self.fake).parameters if p != "backend")
 
         def dispatch(*args: Any, backend: str = "") -> Any:
-            run = select(self.name, names, args, backend)
+            run = select(self.name, self._names, args, backend)
             device = args[0].device.type
             if not torch.is_autocast_enabled(device):
                 return run(*args)

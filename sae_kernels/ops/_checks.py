@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -18,7 +20,7 @@ def show(**tensors: Tensor | None) -> str:
 
 def floating(op: str, **tensors: Tensor | None) -> None:
     """All given tensors share one floating dtype and one device, and are plain strided tensors."""
-    given: dict[str, Tensor] = {}
+    first, one_dtype, one_device = None, True, True
     for name, tensor in tensors.items():
         if tensor is None and name in OPTIONAL:
             continue
@@ -28,12 +30,18 @@ def floating(op: str, **tensors: Tensor | None) -> None:
             raise DtypeError(f"{op}: {name} has layout {tensor.layout}, expected a strided (dense) tensor")
         if tensor.dtype not in DTYPES:
             raise DtypeError(f"{op}: {name} is {describe(tensor)}, expected float32, bfloat16, float16 or float64")
-        given[name] = tensor
-    first = next(iter(given.values()))
-    if any(tensor.dtype != first.dtype for tensor in given.values()):
-        raise DtypeError(f"{op}: one dtype expected (cast, or use torch.autocast)\n  {show(**given)}")
-    if any(tensor.device != first.device for tensor in given.values()):
-        raise DeviceError(f"{op}: one device expected\n  {show(**given)}")
+        if first is None:
+            first = tensor
+        elif tensor.dtype != first.dtype:
+            one_dtype = False
+        elif tensor.device != first.device:
+            one_device = False
+    if one_dtype and one_device:
+        return
+    shown = show(**{name: tensor for name, tensor in tensors.items() if tensor is not None})
+    if not one_dtype:
+        raise DtypeError(f"{op}: one dtype expected (cast, or use torch.autocast)\n  {shown}")
+    raise DeviceError(f"{op}: one device expected\n  {shown}")
 
 
 def rank(op: str, name: str, tensor: Tensor, expected: int, shape: str) -> None:
@@ -48,15 +56,21 @@ def linear(op: str, x: Tensor, W_enc: Tensor, b_enc: Tensor | None) -> None:
     rank(op, "W_enc", W_enc, 2, "(d_sae, d_in)")
     if x.dim() < 1:
         raise ShapeError(f"{op}: x is 0-d, expected (…, d_in)")
-    if W_enc.shape[0] < 1:
+    d_sae, d_in = W_enc.shape
+    if d_sae < 1:
         raise ShapeError(f"{op}: W_enc is {describe(W_enc)}, expected at least one latent")
-    if W_enc.shape[0] >= 2**31:
+    if d_sae >= 2**31:
         raise ShapeError(f"{op}: W_enc is {describe(W_enc)}, indices are int32: expected fewer than 2**31 latents")
-    if x.shape[-1] != W_enc.shape[1]:
-        hint = " (W_enc looks transposed: pass W_enc.mT)" if x.shape[-1] == W_enc.shape[0] else ""
+    if x.shape[-1] != d_in:
+        hint = " (W_enc looks transposed: pass W_enc.mT)" if x.shape[-1] == d_sae else ""
         raise ShapeError(f"{op}: last sizes of x and W_enc must be one d_in{hint}\n  {show(x=x, W_enc=W_enc)}")
-    if b_enc is not None and (b_enc.dim() != 1 or b_enc.shape[0] != W_enc.shape[0]):
-        raise ShapeError(f"{op}: b_enc must be (d_sae,) = ({W_enc.shape[0]},)\n  {show(W_enc=W_enc, b_enc=b_enc)}")
+    if b_enc is not None and (b_enc.dim() != 1 or b_enc.shape[0] != d_sae):
+        raise ShapeError(f"{op}: b_enc must be (d_sae,) = ({d_sae},)\n  {show(W_enc=W_enc, b_enc=b_enc)}")
+
+
+def matrix(x: Tensor) -> Tensor:
+    """(…, d) as (N, d)."""
+    return x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 def k_fits(op: str, k: int, d_sae: int) -> None:
@@ -76,6 +90,8 @@ def positive_integer(name: str, value: object) -> int:
 
 def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """Inside `torch.autocast`: everything in its dtype, as `F.linear` does; gradients flow back through the cast."""
+    if not torch._C._is_any_autocast_enabled():
+        return tensors
     first = next(tensor for tensor in tensors if tensor is not None)
     device = (
         first.device.type if isinstance(first, Tensor) else "cpu"

@@ -5,12 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from .. import kernels as _kernels  # noqa: F401  (registers torch.ops.sae_kernels)
 from ..codes import SparseCodes
 from ..errors import ArgumentError, ShapeError, describe
+from ..kernels import OPS
 from . import _checks
 
 
@@ -27,13 +26,12 @@ def check(op: str, codes: SparseCodes, W_dec: Tensor, b_dec: Tensor | None) -> t
     assert values is not None
     _checks.floating(op, values=values, W_dec=W_dec, b_dec=b_dec)
     _checks.rank(op, "W_dec", W_dec, 2, "(d_sae, d_out)")
-    if W_dec.shape[0] != codes.d_sae:
-        hint = " (W_dec looks transposed: pass W_dec.mT)" if W_dec.shape[1] == codes.d_sae else ""
+    d_sae, d_out = W_dec.shape
+    if d_sae != codes.d_sae:
+        hint = " (W_dec looks transposed: pass W_dec.mT)" if d_out == codes.d_sae else ""
         raise ShapeError(f"{op}: W_dec is {describe(W_dec)}, the codes have d_sae = {codes.d_sae}{hint}")
-    if b_dec is not None and (b_dec.dim() != 1 or b_dec.shape[0] != W_dec.shape[1]):
-        raise ShapeError(
-            f"{op}: b_dec must be (d_out,) = ({W_dec.shape[1]},)\n  {_checks.show(W_dec=W_dec, b_dec=b_dec)}"
-        )
+    if b_dec is not None and (b_dec.dim() != 1 or b_dec.shape[0] != d_out):
+        raise ShapeError(f"{op}: b_dec must be (d_out,) = ({d_out},)\n  {_checks.show(W_dec=W_dec, b_dec=b_dec)}")
     return values, W_dec, b_dec
 
 
@@ -54,10 +52,10 @@ def decode(codes: SparseCodes, W_dec: Tensor, b_dec: Tensor | None = None, *, ba
     """
     values, W_dec, b_dec = check("decode", codes, W_dec, b_dec)
     flat_values, indices, offsets = codes.with_values(values).flat()
-    y = torch.ops.sae_kernels.spmm(flat_values, indices, offsets, W_dec, backend=backend)
+    y = OPS["spmm"](flat_values, indices, offsets, W_dec, backend=backend)
     if b_dec is not None:
         y = y + b_dec
-    return y.reshape(*codes.lead_shape, W_dec.shape[1])
+    return y if codes.values.dim() == 2 else y.reshape(*codes.lead_shape, W_dec.shape[1])
 
 
 def prefix_decode(
@@ -84,7 +82,7 @@ def prefix_decode(
         )
     values, W_dec, b_dec = check("prefix_decode", codes, W_dec, b_dec)
     flat_values, indices, offsets = codes.with_values(values).flat()
-    y = torch.ops.sae_kernels.prefix_decode(flat_values, indices, offsets, W_dec, ends, backend=backend)
+    y = OPS["prefix_decode"](flat_values, indices, offsets, W_dec, ends, backend=backend)
     if b_dec is not None:
         y = y + b_dec
     return y.reshape(len(ends), *codes.lead_shape, W_dec.shape[1])

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, overload
 
 import torch
 from torch import Tensor
 
-from .. import kernels as _kernels  # noqa: F401  (registers torch.ops.sae_kernels)
 from ..codes import SparseCodes
 from ..errors import ArgumentError, DeviceError, ShapeError, describe
+from ..kernels import OPS
 from . import _checks
 from .selections import BatchTopK, Selection, Threshold, TopK
 
@@ -58,13 +57,13 @@ def encode(
     single = not isinstance(selection, tuple)
     wanted = normal(selection, W_enc)
     lead = tuple(x.shape[:-1])
-    flat = x.reshape(math.prod(lead), x.shape[-1])
+    flat = _checks.matrix(x)
     out: list[SparseCodes | None] = [None] * len(wanted)
     _top_k(flat, W_enc, b_enc, wanted, lead, backend, out)
     for i, each in enumerate(wanted):
         if not isinstance(each, TopK):
             op, args = ragged_call(flat, W_enc, b_enc, each)
-            values, indices, offsets = getattr(torch.ops.sae_kernels, op)(*args, backend=backend)
+            values, indices, offsets = OPS[op](*args, backend=backend)
             out[i] = SparseCodes(values, indices, W_enc.shape[0], offsets, lead)
     codes = tuple(each for each in out if each is not None)
     return codes[0] if single else codes
@@ -102,7 +101,7 @@ def normal(selection: Any, W_enc: Tensor) -> tuple[Selection, ...]:
 
 def top_k_call(x: Tensor, W_enc: Tensor, b_enc: Tensor | None, wanted: Sequence[TopK]) -> tuple[str, tuple[Any, ...]]:
     """The op and arguments that serve several `TopK`s in one pass."""
-    everyone = torch.empty(0, dtype=torch.bool, device=x.device)
+    everyone = x.new_empty(0, dtype=torch.bool)
     among = [everyone if each.among is None else each.among for each in wanted]
     return "linear_topk", (x, W_enc, b_enc, [each.k for each in wanted], [each.relu for each in wanted], among)
 
@@ -134,8 +133,10 @@ def _top_k(
     mine = [(i, each) for i, each in enumerate(wanted) if isinstance(each, TopK)]
     if not mine:
         return
-    _, args = top_k_call(x, W_enc, b_enc, [each for _, each in mine])
-    flat = torch.ops.sae_kernels.linear_topk(*args, backend=backend)
+    op, args = top_k_call(x, W_enc, b_enc, [each for _, each in mine])
+    flat = OPS[op](*args, backend=backend)
     for j, (i, each) in enumerate(mine):
-        shape = (*lead, each.k)
-        out[i] = SparseCodes(flat[2 * j].reshape(shape), flat[2 * j + 1].reshape(shape), W_enc.shape[0])
+        values, indices = flat[2 * j : 2 * j + 2]
+        if len(lead) != 1:
+            values, indices = values.reshape(*lead, each.k), indices.reshape(*lead, each.k)
+        out[i] = SparseCodes(values, indices, W_enc.shape[0])

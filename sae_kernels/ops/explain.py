@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from typing import Any
 
 from torch import Tensor
@@ -14,7 +13,7 @@ from ..kernels import OPS
 from ..kernels._kernel import Candidate, Explanation
 from ..kernels._kernel import explain as _explain
 from ..specs import resolve
-from ._checks import linear
+from ._checks import linear, matrix
 from .decode import check as check_decode
 from .encode import normal, ragged_call, top_k_call
 from .selections import TopK
@@ -49,7 +48,7 @@ def explain(what: str, *args: Any, backend: str = "") -> Explanation:
 
 def _encode_call(x: Tensor, W_enc: Tensor, b_enc: Tensor | None, selection: Any) -> tuple[str, tuple[Any, ...]]:
     linear("encode", x, W_enc, b_enc)
-    flat = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    flat = matrix(x)
     wanted = normal(selection, W_enc)
     first = wanted[0]
     if isinstance(first, TopK):

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
-import torch
 from torch import Tensor
 
-from .. import kernels as _kernels  # noqa: F401  (registers torch.ops.sae_kernels)
 from ..errors import ShapeError
+from ..kernels import OPS
 from . import _checks
 
 
@@ -26,8 +23,10 @@ def topk(scores: Tensor, k: int, *, backend: str = "") -> tuple[Tensor, Tensor]:
         ArgumentError: k is no integer in 1 … M. ShapeError, DtypeError, BackendError as elsewhere.
     """
     flat, _ = check(scores, k)
-    lead = tuple(scores.shape[:-1])
-    values, indices = torch.ops.sae_kernels.topk(flat, k, backend=backend)
+    values, indices = OPS["topk"](flat, k, backend=backend)
+    if scores.dim() == 2:
+        return values, indices
+    lead = scores.shape[:-1]
     return values.reshape(*lead, k), indices.reshape(*lead, k)
 
 
@@ -40,4 +39,4 @@ def check(scores: Tensor, k: int) -> tuple[Tensor, int]:
     if scores.shape[-1] >= 2**31:
         raise ShapeError(f"topk: {scores.shape[-1]} scores a row, indices are int32: expected fewer than 2**31")
     _checks.k_fits("topk", k, scores.shape[-1])
-    return scores.reshape(math.prod(scores.shape[:-1]), scores.shape[-1]), k
+    return _checks.matrix(scores), k

@@ -5,6 +5,7 @@ A kernel is asked `why_not` before Triton is imported, so that a program on the 
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 from collections.abc import Callable, Iterable
@@ -18,6 +19,7 @@ ANYWHERE = {"adam_rows": 6}  # an argument that a kernel takes from the host too
 _pretending = False
 
 
+@functools.cache  # every op on the CPU asks
 def interpreting() -> bool:
     """Kernels run in Triton's interpreter, on CPU tensors: TRITON_INTERPRET=1, set before the first kernel is used."""
     return os.environ.get("TRITON_INTERPRET") == "1"
@@ -77,6 +79,8 @@ def declines(op: str) -> Callable[..., str | None]:
     may_be_anywhere = ANYWHERE.get(op)
 
     def why_not(*args: Any) -> str | None:
+        if args[0].is_cpu and not on_gpu(args[0]):  # what `placed` would find: the usual case, in little time
+            return "device is cpu (needs cuda)"
         reason = placed(*(arg for i, arg in enumerate(args) if i != may_be_anywhere))
         if reason is not None:
             return reason
