@@ -140,10 +140,11 @@ def writable(tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, what: s
 
 def empty(*shape: int, dtype: torch.dtype) -> Tensor:
     """`torch.empty` on the CPU; a large one asks for huge pages: first touching it is what costs."""
-    out = torch.empty(shape, dtype=dtype)
-    extension = _load()[0]
-    if extension is not None and out.nbytes >= HUGE_BYTES:
-        extension.want_huge_pages(out.data_ptr(), out.nbytes)
+    out = torch.empty(*shape, dtype=dtype)
+    if out.nbytes >= HUGE_BYTES:
+        extension = _load()[0]
+        if extension is not None:
+            extension.want_huge_pages(out.data_ptr(), out.nbytes)
     return out
 
 

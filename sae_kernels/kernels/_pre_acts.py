@@ -29,6 +29,16 @@ def even(total: int, most: int, multiple: int) -> int:
     return min(total, -(-size // multiple) * multiple)
 
 
+def part(tensor: Tensor, first: int, count: int) -> Tensor:
+    """`count` of a tensor's rows; all of them without a view, which takes as long as a small product."""
+    return tensor if count == tensor.shape[0] else tensor[first : first + count]
+
+
+def _padded(rows: int) -> int:
+    """How many tokens to multiply for so many."""
+    return 16 if 4 < rows < 16 else rows
+
+
 class PreActs:
     """Chunks of x Wᵀ: tokens in the outer loop, latents, ascending, in the inner one."""
 
@@ -41,12 +51,12 @@ class PreActs:
             rows, cols = min(rows, max(16, UPCAST // max(1, d))), min(cols, max(16, UPCAST // max(1, d)))
         self.rows = even(self.n, rows, 16)
         self.cols = even(self.m, min(cols, max(1, SCORES // max(16, self.rows))), 64 if cols >= 64 else 1)
-        padded = max(16, self.rows)
-        self._scores = torch.empty(padded * self.cols)
-        self._x = torch.empty(padded, d)
-        latents_inside = W.stride(1) != 1 and W.stride(0) == 1
-        self._W = torch.empty(0)
+        padded = _padded(self.rows)
+        self._scores = torch.empty(padded, self.cols)
+        if self.upcast or padded > self.rows or self.rows < self.n:  # the last tokens may need padding, too
+            self._x = torch.empty(padded, d)
         if self.upcast:
+            latents_inside = W.stride(1) != 1 and W.stride(0) == 1
             self._W = torch.empty(d, self.cols).mT if latents_inside else torch.empty(self.cols, d)
 
     def tokens(self) -> Iterator[tuple[int, int]]:
@@ -56,18 +66,21 @@ class PreActs:
 
     def scores(self, row: int, rows: int) -> Iterator[tuple[int, Tensor]]:
         """(first latent, scores (rows, cols)) of each chunk of latents; the next one overwrites it."""
-        x = self.x[row : row + rows]
-        padded = 16 if 4 < rows < 16 else rows
+        x = part(self.x, row, rows)
+        padded = _padded(rows)
         if self.upcast or padded != rows:
-            x = self._x[:padded]
-            x[:rows].copy_(self.x[row : row + rows])
-            x[rows:].zero_()
+            copy = self._x[:padded]
+            copy[:rows].copy_(x)
+            copy[rows:].zero_()
+            x = copy
         for first in range(0, self.m, max(1, self.cols)):
-            W = self.W[first : first + self.cols]
+            W = part(self.W, first, min(self.cols, self.m - first))
             if self.upcast:
                 W = self._W[: W.shape[0]].copy_(W)
-            out = self._scores[: padded * W.shape[0]].view(padded, W.shape[0])
-            yield first, torch.mm(x, W.mT, out=out)[:rows]
+            out, shape = self._scores, (padded, W.shape[0])
+            if out.shape != shape:
+                out = out.view(-1)[: shape[0] * shape[1]].view(shape)
+            yield first, part(torch.mm(x, W.mT, out=out), 0, rows)
 
 
 def check(x: Tensor, W: Tensor, b: Tensor | None, k: int = 0, **per_latent: Tensor | None) -> None:
@@ -86,7 +99,7 @@ def check(x: Tensor, W: Tensor, b: Tensor | None, k: int = 0, **per_latent: Tens
 
 def bias_of(b: Tensor | None, first: int, cols: int) -> Tensor | None:
     """The float32 bias of a chunk's latents, contiguous."""
-    return None if b is None else b.detach()[first : first + cols].float().contiguous()
+    return None if b is None else part(b.detach(), first, cols).float().contiguous()
 
 
 def address(tensor: Tensor | None) -> int:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import _cpu
-from .._pre_acts import PreActs, address, bias_of, check
+from .._pre_acts import PreActs, address, bias_of, check, part
 from .._screen import screens
 from . import screened
 
@@ -29,10 +29,10 @@ class _Selection:
         self.among = None if among is None or among.numel() == 0 else _cpu.flat(among, torch.bool, "among")
         self.values = torch.empty(x.shape[0], k, dtype=x.dtype)
         self.indices = torch.empty(x.shape[0], k, dtype=torch.int32)
-        self._candidates = torch.empty(2, rows, room, dtype=torch.int32)  # keys, latents
-        self._progress = torch.empty(2, rows, dtype=torch.int32)  # count, bound
-        keys, count = self._candidates.data_ptr(), self._progress.data_ptr()
-        self._state = (keys, keys + 4 * rows * room, count, count + 4 * rows)
+        each = rows * room
+        self._memory = torch.empty(2 * each + 2 * rows, dtype=torch.int32)  # keys, latents, count, bound
+        keys = self._memory.data_ptr()
+        self._state = (keys, keys + 4 * each, keys + 8 * each, keys + 8 * each + 4 * rows)
 
     def _arguments(self, rows: int) -> tuple[int, ...]:
         return (*self._state, rows, self.k)
@@ -45,7 +45,7 @@ class _Selection:
 
     def finish(self, row: int, rows: int) -> None:
         """Write the chunk's rows to the outputs."""
-        values, indices = self.values[row : row + rows], self.indices[row : row + rows]
+        values, indices = part(self.values, row, rows), part(self.indices, row, rows)
         state = self._arguments(rows)
         dtype = _cpu.dtype_code(values)
         _cpu.call("running_topk_finish", dtype, *state, self.relu, values.data_ptr(), indices.data_ptr())
