@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -12,18 +13,25 @@ from torch import Tensor, nn
 from ..codes import SparseCodes
 from ..errors import ConfigError, ShapeError, describe, unknown
 from ..ops import decode
+from ._affine import Affine
+from ._centre import CENTRES, centre
 
 
 @dataclass(frozen=True)
 class CoderConfig:
-    """Sizes every architecture has; each adds its own. Checked when built: a bad one never gets as far as a tensor."""
+    """Sizes every architecture has; each adds its own. Checked when built: a bad one never gets as far as a tensor.
+
+    `b_dec_init`: what b_dec starts at, of the first batch's targets: their mean, geometric_median, or zero.
+    """
 
     d_in: int
     d_sae: int
+    b_dec_init: Literal["mean", "geometric_median", "zero"] = dataclasses.field(default="mean", kw_only=True)
 
     def __post_init__(self) -> None:
         for name in ("d_in", "d_sae"):
             self.require_positive(name)
+        self.require_choice("b_dec_init", CENTRES)
 
     def require_positive(self, name: str) -> None:
         """ConfigError unless the field is an int ≥ 1."""
@@ -35,6 +43,18 @@ class CoderConfig:
         """ConfigError unless the field is True or False."""
         if not isinstance(getattr(self, name), bool):
             raise ConfigError(f"{name} = {getattr(self, name)!r}, expected true or false")
+
+    def require_choice(self, name: str, choices: Sequence[str]) -> None:
+        """ConfigError unless the field is one of these; names the nearest."""
+        value = getattr(self, name)
+        if value not in choices:
+            raise unknown(f"value of {name}", str(value), choices, ConfigError)
+
+    def require_count(self, name: str) -> None:
+        """ConfigError unless the field is an int ≥ 0."""
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise ConfigError(f"{name} = {value!r}, expected an integer >= 0")
 
     def require_not_negative(self, name: str) -> None:
         """ConfigError unless the field is a finite number ≥ 0."""
@@ -146,14 +166,37 @@ class SparseCoder(nn.Module):
         """The training loss of a batch x (N, d_in), target (N, d_out) (None: x). `dead`: bool (d_sae,), for AuxK."""
         raise NotImplementedError(f"{type(self).__name__} must define loss")
 
+    @torch.no_grad()
     def initialise(self, x: Tensor, target: Tensor) -> None:
-        """Set what depends on data (b_dec, say) from the first batch; called once, before the first step."""
+        """Set what depends on data from the first batch; called once, before the first step. Here: b_dec, as
+        `b_dec_init` says."""
+        b_dec = getattr(self, "b_dec", None)
+        if b_dec is not None:
+            b_dec.copy_(centre(target, self.config.b_dec_init))
+
+    def on_step(self, step: int, total_steps: int) -> None:
+        """Before the loss of step 0 ≤ step < total_steps: a place for schedules. What it sets must follow from its
+        arguments alone, so that a resumed run goes on as if it had never stopped."""
 
     def before_step(self) -> None:
         """After backward, before the optimiser: a place to edit gradients."""
 
     def after_step(self) -> None:
         """After the optimiser: a place to renormalise."""
+
+    def fold(self, input: Affine, target: Affine) -> None:
+        """Rewrite the weights of a coder g trained on input(x) and target(y), so that it takes and gives what was not
+        normalised: g(x) ← target⁻¹(g(input(x))), codes up to one common factor.
+
+        Raises:
+            ConfigError: this architecture cannot (training refuses `normalize` before it begins).
+        """
+        raise ConfigError(f'{type(self).__name__} does not define fold: train it with normalize = "none"')
+
+    @classmethod
+    def can_fold(cls) -> bool:
+        """Whether `fold` is defined."""
+        return cls.fold is not SparseCoder.fold
 
     def check_input(self, x: Tensor) -> Tensor:
         """x itself; ShapeError unless (…, d_in), so that nothing is broadcast to fit."""
@@ -178,10 +221,3 @@ class SparseCoder(nn.Module):
     def extra_repr(self) -> str:
         """Shown by print(sae)."""
         return ", ".join(f"{name}={value}" for name, value in self.config.to_dict().items())
-
-
-@torch.no_grad()
-def unit_rows(rows: Tensor) -> Tensor:
-    """Rows divided by their norm; rows of norm 0 stay."""
-    norms = rows.norm(dim=1, keepdim=True)
-    return torch.where(norms > 0, rows / norms, rows)

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from ..codes import SparseCodes
 from ..ops import TopK, encode
-from ._base import CoderConfig, Loss, SparseCoder, unit_rows
+from ._affine import Affine, fold_autoencoder, rescale_latents
+from ._base import CoderConfig, Loss, SparseCoder
+from ._rows import remove_parallel, unit_rows
 from ._topk_loss import auxk, fvu
 
 
@@ -90,21 +92,19 @@ class TopKCoder(SparseCoder):
             total = main + self.config.auxk_coefficient * extra
         return Loss(total, parts, codes, reconstruction)
 
-    @torch.no_grad()
-    def initialise(self, x: Tensor, target: Tensor) -> None:
-        """b_dec ← the mean of the target."""
-        self.b_dec.copy_(target.float().mean(0))
-
-    @torch.no_grad()
     def before_step(self) -> None:
-        """With unit-norm rows, the part of W_dec's gradient along each row cannot act: take it out of Adam's
-        moments."""
-        if self.config.normalize_decoder and self.W_dec.grad is not None:
-            rows = unit_rows(self.W_dec)
-            self.W_dec.grad.addcmul_((self.W_dec.grad * rows).sum(1, keepdim=True), rows, value=-1)
+        """With `normalize_decoder`, the gradient's part along each row of W_dec is taken out."""
+        if self.config.normalize_decoder:
+            remove_parallel(self.W_dec)
 
     @torch.no_grad()
     def after_step(self) -> None:
         """Back to unit norm."""
         if self.config.normalize_decoder:
             self.W_dec.copy_(unit_rows(self.W_dec))
+
+    def fold(self, input: Affine, target: Affine) -> None:
+        """See `SparseCoder.fold`."""
+        fold_autoencoder(self.W_enc, self.W_dec, self.b_dec, input)
+        if scale := input.common_scale():
+            rescale_latents(1 / scale, (self.W_enc, self.b_enc), self.W_dec)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..codes import SparseCodes
+from ._affine import Affine, fold_decoder, fold_encoder, rescale_latents
 from ._base import CoderConfig
 from .topk import TopKCoder, TopKConfig
 
@@ -62,3 +63,15 @@ class Transcoder(TopKCoder):
         """Decoded codes, plus W_skip x with a skip."""
         y = self.decode(codes)
         return y if self.W_skip is None else y + x @ self.W_skip.mT
+
+    @torch.no_grad()
+    def fold(self, input: Affine, target: Affine) -> None:
+        """See `SparseCoder.fold`; W_skip s_in (x − μ_in) / s_out goes into W_skip and b_dec."""
+        fold_encoder(self.W_enc, self.b_enc, input)
+        fold_decoder(self.W_dec, self.b_dec, target)
+        if self.W_skip is not None:
+            inside, outside = input.to(self.W_skip), target.to(self.W_skip)
+            self.W_skip.mul_(inside.scale).div_(outside.scale[:, None])
+            self.b_dec.sub_(self.W_skip @ inside.mean.to(self.W_skip))
+        if scale := target.common_scale():
+            rescale_latents(1 / scale, (self.W_enc, self.b_enc), self.W_dec)

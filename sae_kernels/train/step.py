@@ -19,6 +19,7 @@ def take_step(run: Run, x: Tensor, target: Tensor) -> tuple[Loss, Tensor]:
     """
     training = run.config.training
     run.optimizer.zero_grad(set_to_none=True)
+    run.coder.on_step(run.step, run.total_steps)
     with torch.autocast(x.device.type, torch.bfloat16, enabled=training.autocast == "bfloat16"):
         loss = run.coder.loss(x, target, dead=run.dead())
     if not isinstance(loss, Loss):
