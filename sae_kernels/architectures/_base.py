@@ -15,6 +15,8 @@ from ..errors import ConfigError, ShapeError, describe, unknown
 from ..ops import decode
 from ._affine import Affine
 from ._centre import CENTRES, centre
+from ._resample import restart
+from ._rows import remove_parallel, unit_rows
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,8 @@ class SparseCoder(nn.Module):
 
     Config: ClassVar[type[CoderConfig]] = CoderConfig
     architecture: ClassVar[str] = ""  # the name it is registered under; saved files carry it
+    unit_norm_rows: tuple[str, ...] = ()  # parameters (d_sae, …) whose rows training keeps at norm 1
+    unit_norm_in_optimizer: bool = False  # set by who steps with an optimiser that does so itself
 
     W_enc: Tensor
     b_enc: Tensor
@@ -179,10 +183,31 @@ class SparseCoder(nn.Module):
         arguments alone, so that a resumed run goes on as if it had never stopped."""
 
     def before_step(self) -> None:
-        """After backward, before the optimiser: a place to edit gradients."""
+        """After backward, before the optimiser: a place to edit gradients. Here: the part along each row of
+        `unit_norm_rows` is taken out."""
+        if not self.unit_norm_in_optimizer:
+            for name in self.unit_norm_rows:
+                remove_parallel(self.get_parameter(name))
 
+    @torch.no_grad()
     def after_step(self) -> None:
-        """After the optimiser: a place to renormalise."""
+        """After the optimiser: a place to renormalise. Here: `unit_norm_rows` go back to norm 1."""
+        if not self.unit_norm_in_optimizer:
+            for name in self.unit_norm_rows:
+                rows = self.get_parameter(name)
+                rows.copy_(unit_rows(rows))
+
+    @torch.no_grad()
+    def resample(self, latents: Tensor, x: Tensor, target: Tensor, *, living: Tensor) -> None:
+        """Start dead latents (n,) int64 anew, each from a row of x (n, d_in) and target (n, d_out) that the coder
+        reconstructs badly; `living` bool (d_sae,) are those whose norms are the measure. Here: see `_resample.restart`.
+        """
+        restart(self, latents, x, target, living)
+
+    @classmethod
+    def can_resample(cls) -> bool:
+        """Whether `resample` fits (training refuses `resample_every` before it begins otherwise)."""
+        return True
 
     def fold(self, input: Affine, target: Affine) -> None:
         """Rewrite the weights of a coder g trained on input(x) and target(y), so that it takes and gives what was not
