@@ -23,6 +23,7 @@ class EvalBatch:
         target: (tokens, d_out); x itself for an autoencoder
         codes: over (tokens,) rows
         reconstruction: (tokens, d_out), of the target, in the coder's dtype
+        cluster: (tokens,) int64, which tokens are drawn together by the bootstrap; None: all of them
     Raises:
         ShapeError: parts that do not fit together.
     """
@@ -31,6 +32,7 @@ class EvalBatch:
     target: Tensor
     codes: SparseCodes
     reconstruction: Tensor
+    cluster: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.target.ndim != 2 or self.target.shape != self.reconstruction.shape:
@@ -57,13 +59,22 @@ class EvalBatch:
         return self.reconstruction.double()
 
     @cached_property
-    def squared_error(self) -> float:
-        """Σ‖y − ŷ‖² over the batch."""
-        return float((self.target64 - self.reconstruction64).square().sum())
+    def squared_errors(self) -> Tensor:
+        """‖y − ŷ‖² of each token, (tokens,) float64."""
+        return (self.target64 - self.reconstruction64).square().sum(1)
+
+    @property
+    def clusters(self) -> Tensor:
+        """`cluster`, all 0 where there is none."""
+        return torch.zeros(len(self), dtype=torch.int64) if self.cluster is None else self.cluster
 
 
 class MetricInstance(Protocol):
-    """What `specs.Metric.make()` returns: fed every batch once, asked once."""
+    """What `specs.Metric.make()` returns: fed every batch once, asked once.
+
+    With a method `intervals(resamples) -> dict[str, (low, high)]` too, confidence intervals of its figures stand in the
+    results (`bootstrap.Resamples.intervals` makes them from sums by cluster).
+    """
 
     def update(self, batch: EvalBatch) -> None:
         """Take in one batch."""

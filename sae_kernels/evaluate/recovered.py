@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..adapters import LanguageSource
+from ..adapters import LanguageModel, LanguageSource
 from ..architectures import SparseCoder
 from ..errors import AdapterError, ArgumentError
-from .batch import ratio
-from .splice import with_coder, with_constant
+from .bootstrap import CLUSTERS, ClusterSums, Resamples
+from .splice import Run, with_coder, with_constant
 from .stream import check_count, check_widths, inference
 
 ABLATIONS = ("zero", "mean")
@@ -32,6 +32,7 @@ def ce_recovered(
     ablation: str = "zero",
     mean: Tensor | None = None,
     forward_sequences: int = 4,
+    bootstrap: int = 1000,
     progress: bool = False,
 ) -> dict[str, Any]:
     """(CE_ablated − CE_sae) / (CE_ablated − CE_orig), and the same with KL from the model as it is.
@@ -46,7 +47,8 @@ def ce_recovered(
     special token may stand before it. KL is E[KL(p_orig ‖ p)] over the same positions. Probabilities are
     float32, sums float64. A figure whose denominator is 0 is NaN.
 
-    `max_tokens`: whole sequences are taken until they hold so many tokens that are not special.
+    `max_tokens`: whole sequences are taken until they hold so many tokens that are not special. "intervals" are of
+    95 % confidence, by `bootstrap` resamples of the sequences (0: none).
 
     Raises:
         ShapeError: the source's widths are not the coder's.
@@ -65,9 +67,8 @@ def ce_recovered(
         "ablated": with_constant(constant, source.hook_out),
     }
     special = torch.tensor(sorted(model.special_ids), dtype=torch.int64)
-    ce = dict.fromkeys(("orig", *runs), 0.0)
-    kl = dict.fromkeys(runs, 0.0)
-    n_sequences = replaced = predictions = 0
+    sums, present = ClusterSums(), torch.zeros(CLUSTERS, dtype=torch.bool)
+    n_sequences = replaced = 0
 
     sequences = _enough(source.sequences.cpu(), special, max_tokens)
     with (
@@ -77,37 +78,58 @@ def ce_recovered(
         for ids in sequences.split(forward_sequences):
             ids = ids.long()
             keep = ~torch.isin(ids, special)
-            logits = model.logits(ids)
-            nll, log_p = _next_token(logits, ids, keep)
-            ce["orig"] += nll
-            for name, run in runs.items():
-                nll, log_q = _next_token(run(model, ids, keep), ids, keep)
-                ce[name] += nll
-                kl[name] += sum(_kl(p, q) for p, q in zip(log_p, log_q, strict=True))
+            cluster = torch.arange(n_sequences, n_sequences + len(ids)) % CLUSTERS
+            present[cluster] = True
+            sums.add(cluster, _losses(model, runs, ids, keep))
             n_sequences += len(ids)
             replaced += int(keep.sum())
-            predictions += int(keep[:, 1:].sum())
             bar.update(len(ids))
-    if predictions == 0:
+    total = sums.columns().sum(0, keepdim=True)
+    if total.numel() == 0 or total[0, -1] == 0:
         raise AdapterError("the sequences have no token to predict, expected some that are not special")
-
-    ce_orig, ce_sae, ce_ablated = (ce[name] / predictions for name in ("orig", "sae", "ablated"))
-    kl_sae, kl_ablated = kl["sae"] / predictions, kl["ablated"] / predictions
-    return {
+    found: dict[str, Any] = {
         "ablation": ablation,
         "hook_in": source.hook_in,
         "hook_out": source.hook_out,
         "sequences": n_sequences,
         "replaced_tokens": replaced,
-        "predicted_tokens": predictions,
-        "ce_orig": ce_orig,
-        "ce_sae": ce_sae,
-        "ce_ablated": ce_ablated,
-        "ce_recovered": ratio(ce_ablated - ce_sae, ce_ablated - ce_orig),
+        "predicted_tokens": int(total[0, -1]),
+        **{name: float(value) for name, value in _figures(total).items()},
+    }
+    resamples = Resamples(present, bootstrap)
+    if intervals := resamples.intervals(sums.columns(), _figures):
+        found |= {"intervals": intervals, "bootstrap": resamples.describe("sequences")}
+    return found
+
+
+def _losses(model: LanguageModel, runs: dict[str, Run], ids: Tensor, keep: Tensor) -> Tensor:
+    """(sequences, 6) float64: Σ −log p(next token) as it is, with the coder, ablated; Σ KL of the latter two; tokens
+    predicted."""
+    nll, log_p = _next_token(model.logits(ids), ids, keep)
+    columns, divergences = [nll], []
+    for run in runs.values():
+        nll, log_q = _next_token(run(model, ids, keep), ids, keep)
+        columns.append(nll)
+        divergences.append([_kl(p, q) for p, q in zip(log_p, log_q, strict=True)])
+    return torch.tensor([*columns, *divergences, keep[:, 1:].sum(1).tolist()], dtype=torch.float64).mT
+
+
+def _figures(sums: Tensor) -> dict[str, Tensor]:
+    """The figures of sums (…, 6) as `_losses` gives them; NaN where a denominator is 0."""
+    orig, sae, ablated, kl_sae, kl_ablated = (sums[:, :5] / sums[:, 5:]).unbind(1)
+    return {
+        "ce_orig": orig,
+        "ce_sae": sae,
+        "ce_ablated": ablated,
+        "ce_recovered": _quotient(ablated - sae, ablated - orig),
         "kl_sae": kl_sae,
         "kl_ablated": kl_ablated,
-        "kl_recovered": ratio(kl_ablated - kl_sae, kl_ablated),
+        "kl_recovered": _quotient(kl_ablated - kl_sae, kl_ablated),
     }
+
+
+def _quotient(numerator: Tensor, denominator: Tensor) -> Tensor:
+    return torch.where(denominator == 0, torch.nan, numerator / denominator)
 
 
 def _enough(sequences: Tensor, special: Tensor, max_tokens: int | None) -> Tensor:
@@ -118,14 +140,14 @@ def _enough(sequences: Tensor, special: Tensor, max_tokens: int | None) -> Tenso
     return sequences[: int((held < max_tokens).sum()) + 1]
 
 
-def _next_token(logits: Tensor, ids: Tensor, keep: Tensor) -> tuple[float, list[Tensor]]:
-    """Σ −log p(next token), and the log-probabilities behind it, one (wide) tensor a sequence."""
-    total, kept = 0.0, []
+def _next_token(logits: Tensor, ids: Tensor, keep: Tensor) -> tuple[list[float], list[Tensor]]:
+    """Σ −log p(next token) of each sequence, and the log-probabilities behind it, one (wide) tensor a sequence."""
+    totals, kept = [], []
     for row, tokens, counted in zip(logits, ids.to(logits.device), keep.to(logits.device), strict=True):
         log_p = torch.log_softmax(row[:-1][counted[1:]].float(), dim=-1)
-        total -= float(log_p.gather(1, tokens[1:][counted[1:], None]).double().sum())
+        totals.append(-float(log_p.gather(1, tokens[1:][counted[1:], None]).double().sum()))
         kept.append(log_p)
-    return total, kept
+    return totals, kept
 
 
 def _kl(log_p: Tensor, log_q: Tensor) -> float:

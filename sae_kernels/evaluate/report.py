@@ -43,7 +43,7 @@ def table(results: Mapping[str, Any]) -> str:
     metrics = results.get("metrics", {})
     words = {"window": f"{metrics.get('dead_window_tokens') or 0:,}"}
     lines = [_headline(results), ""]
-    lines += _section(metrics, _METRICS, words)
+    lines += _section(metrics, _METRICS, words, results.get("intervals", {}))
     lines += [  # a plugin's figures
         f"  {key:<20} {value:>10.5g}"
         for key, value in metrics.items()
@@ -57,7 +57,10 @@ def table(results: Mapping[str, Any]) -> str:
             "",
             f"language model, on {model['predicted_tokens']:,} predicted tokens, at {_points(model)}",
         ]
-        lines += _section(model, _LANGUAGE, {"ablation": ablation})
+        lines += _section(model, _LANGUAGE, {"ablation": ablation}, model.get("intervals", {}))
+    if bootstrap := results.get("bootstrap"):
+        share, unit = bootstrap["confidence"], bootstrap["unit"]
+        lines += ["", f"in brackets: where {share:.0%} of {bootstrap['samples']:,} resamples of the {unit} lie"]
     lines += [f"  {name}: failed, {error}" for name, error in results.get("failed", {}).items()]
     return "\n".join(lines)
 
@@ -69,14 +72,24 @@ def _headline(results: Mapping[str, Any]) -> str:
     return f"{name}, {latents:,} latents, on {results['tokens']:,} {kind}"
 
 
-def _section(figures: Mapping[str, Any], lines: Mapping[str, _Line], words: Mapping[str, str]) -> list[str]:
+def _section(
+    figures: Mapping[str, Any], lines: Mapping[str, _Line], words: Mapping[str, str], intervals: Mapping[str, Any]
+) -> list[str]:
     shown = []
     for key, line in lines.items():
         if key in figures:
             value = "undefined" if figures[key] is None else line.form.format(figures[key])
             meaning = line.meaning.format(**words)
-            shown.append(f"  {line.label:<20} {value:>10}  {line.better:<7} {meaning}".rstrip())
+            between = _between(line, intervals.get(key)) if intervals else ""
+            shown.append(f"  {line.label:<20} {value:>10}  {between}{line.better:<7} {meaning}".rstrip())
     return shown
+
+
+def _between(line: _Line, interval: Any) -> str:
+    """An interval in a column of its own."""
+    if interval is None or None in interval:
+        return " " * 20
+    return "[{} … {}]".format(*(line.form.format(end) for end in interval)).ljust(20)
 
 
 def _histogram(histogram: Mapping[str, Any]) -> list[str]:

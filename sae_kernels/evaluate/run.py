@@ -29,6 +29,7 @@ def evaluate_run(
     metrics: Iterable[str] | None = None,
     ablation: str = "zero",
     loss_tokens: int | None = None,
+    bootstrap: int = 1000,
     progress: bool = False,
 ) -> dict[str, Any]:
     """Evaluate `directory`/coder on data held out from its training; arguments and result as for `evaluate`.
@@ -54,6 +55,7 @@ def evaluate_run(
         metrics=metrics,
         ablation=ablation,
         loss_tokens=loss_tokens,
+        bootstrap=bootstrap,
         progress=progress,
     )
     results = {"data": data, **results}

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from .batch import EvalBatch, ratio
+from .batch import EvalBatch
+from .quotient import Quotient
 
 _LOWEST, _PER_DECADE = -8, 2  # the histogram's first edge as a power of ten, and its bins a decade
 DENSE = 0.1
 
 
-class L0:
+class L0(Quotient):
     """L0 = E[#{i : f_i ≠ 0}]: active latents a token."""
 
-    def __init__(self) -> None:
-        self.active, self.tokens = 0, 0
+    figure: ClassVar[str] = "l0"
 
-    def update(self, batch: EvalBatch) -> None:
-        """Add a batch."""
-        self.active += int(batch.codes.values.count_nonzero())
-        self.tokens += len(batch)
-
-    def result(self) -> dict[str, float]:
-        """`l0`."""
-        return {"l0": ratio(self.active, self.tokens)}
+    def terms(self, batch: EvalBatch) -> tuple[Tensor, Tensor]:
+        """Active latents and 1."""
+        active = batch.codes.l0().reshape(-1)
+        return active, torch.ones_like(active)
 
 
 class Density:

@@ -2,39 +2,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 import pytest
 import torch
-from torch import Tensor
+from support.runs import Rows
 
 import sae_kernels as sk
 from sae_kernels import registry
-from sae_kernels.adapters import ActivationBatch
 from sae_kernels.errors import AdapterError, ArgumentError, PluginError, ShapeError, UnknownNameError
 from sae_kernels.evaluate import EvalBatch, evaluate
 from sae_kernels.plugins import plugins
 from sae_kernels.specs import Metric
-
-
-@dataclass
-class Rows:
-    """A source of given rows in blocks of given lengths."""
-
-    input: Tensor
-    target: Tensor | None = None
-    lengths: list[int] = field(default_factory=lambda: [10, 0, 25])
-    n_blocks: int | None = 3
-
-    def __post_init__(self) -> None:
-        self.d_in = self.input.shape[1]
-        self.d_out = self.d_in if self.target is None else self.target.shape[1]
-
-    def block(self, index: int) -> ActivationBatch:
-        input = self.input.split(self.lengths)[index % len(self.lengths)]
-        if self.target is None:
-            return ActivationBatch(input, input)
-        return ActivationBatch(input, self.target.split(self.lengths)[index % len(self.lengths)])
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.runs import make_run
 from support.tiny_lm import LAYER, TEXTS, tiny_lm
 
 import sae_kernels as sk
@@ -23,13 +24,6 @@ def run(tmp_path: Path) -> Path:
     (tmp_path / "shards").mkdir()
     write_shard(tmp_path / "shards" / "0.safetensors", torch.randn(200, 8))
     return make_run(tmp_path / "run", {"adapter": "tensors", "path": str(tmp_path / "shards"), "epochs": 7}, 8)
-
-
-def make_run(path: Path, activations: dict[str, Any], d_in: int) -> Path:
-    sk.save(sk.create("topk", d_in=d_in, d_sae=32, k=4, seed=0), path / "coder")
-    config = {"activations": activations, "coder": {"architecture": "topk"}, "training": {}, "output": {}}
-    (path / "config.json").write_text(json.dumps(config))
-    return path
 
 
 @pytest.fixture

@@ -37,6 +37,6 @@ def test_the_example_is_a_plugin(sae: sk.SparseCoder) -> None:
 
 def test_every_figure_is_explained(sae: sk.SparseCoder) -> None:
     found = evaluate(sae, tiny_source())
-    places = {"ablation", "hook_in", "hook_out", "sequences", "replaced_tokens"}
+    places = {"ablation", "hook_in", "hook_out", "sequences", "replaced_tokens", "intervals"}
     for figure in [*found["metrics"], *(found["language_model"].keys() - places)]:
         assert f"`{figure}`" in TEXT, figure
