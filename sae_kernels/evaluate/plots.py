@@ -62,7 +62,9 @@ def draw_frontier(directory: Path, named: Mapping[str, Mapping[str, Any]]) -> li
                 capsize=2,
                 markersize=4,
             )
-            axis.annotate(name, (metrics["l0"], metrics["fvu"]), xytext=(5, 4), textcoords="offset points", fontsize=7)
+            axis.annotate(
+                Path(name).name, (metrics["l0"], metrics["fvu"]), xytext=(5, 4), textcoords="offset points", fontsize=7
+            )
         axis.set(xlabel="L0 (latents active a token)", ylabel="FVU", title="Reconstruction against sparsity")
         axis.margins(x=0.2)
     return written
