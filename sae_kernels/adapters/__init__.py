@@ -4,13 +4,14 @@ from .base import ActivationBatch, ActivationSource, LanguageModel, LanguageSour
 from .hook_points import HookPoint, capture, intervene
 from .huggingface import HuggingFaceModel
 from .tensors import TensorActivations, write_shard
-from .text_activations import TextActivations, pack
+from .text_activations import CrossModelActivations, TextActivations, pack
 from .texts import read_texts
 from .torch_module import ModuleActivations
 
 __all__ = [
     "ActivationBatch",
     "ActivationSource",
+    "CrossModelActivations",
     "HookPoint",
     "HuggingFaceModel",
     "LanguageModel",

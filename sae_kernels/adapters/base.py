@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 from ..errors import DtypeError, ShapeError, describe
-from .hook_points import Replace
+from .hook_points import Points, Replace
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,9 +138,12 @@ class LanguageModel(Protocol):
 
 @runtime_checkable
 class LanguageSource(ActivationSource, Protocol):
-    """A source that reads a language model: evaluation replaces activations and compares losses."""
+    """A source that reads a language model: evaluation replaces activations and compares losses.
+
+    Where `hook_in` or `hook_out` is a tuple, the features of its hook points stand side by side in that order.
+    """
 
     model: LanguageModel
     sequences: Tensor  # (n, context_length), token ids
-    hook_in: str
-    hook_out: str
+    hook_in: Points
+    hook_out: Points

@@ -8,7 +8,7 @@ first tensor input, in the order of `forward`'s parameters. `:in` and `:out` alo
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,7 @@ from ..errors import AdapterError, ArgumentError, DeviceError, DtypeError, Shape
 from . import _tensor_slots as slots
 
 Replace = Callable[[Tensor], Tensor]
+Points = str | tuple[str, ...]  # one hook point, or several whose features stand side by side
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,27 @@ class HookPoint:
         except AttributeError:
             names = (name for name, _ in model.named_modules(remove_duplicate=False) if name)
             raise unknown(f"module of {type(model).__name__}", self.module, names) from None
+
+
+def listed(name: str, points: str | Sequence[str]) -> tuple[str, ...]:
+    """One hook point, or several in their order, as a tuple; `name` is the argument they came in.
+
+    Raises:
+        ArgumentError: none, something that is no hook point, or one twice.
+    """
+    found = (points,) if isinstance(points, str) else tuple(points) if isinstance(points, (list, tuple)) else ()
+    if not found:
+        raise ArgumentError(f"{name} = {points!r}, expected a hook point or a list of them")
+    parsed = [HookPoint.parse(point) for point in found]
+    if twice := [str(point) for i, point in enumerate(parsed) if point in parsed[:i]]:
+        raise ArgumentError(f"{name}: {twice[0]!r} stands there twice, expected different hook points")
+    return found
+
+
+def as_given(name: str, points: str | Sequence[str]) -> Points:
+    """A hook point as it is, several as a tuple, checked by `listed`: how a source keeps what it was asked for."""
+    found = listed(name, points)
+    return points if isinstance(points, str) else found
 
 
 class _Stop(BaseException):

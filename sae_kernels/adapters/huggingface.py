@@ -15,11 +15,12 @@ from ..errors import AdapterError, ArgumentError, describe
 from . import hook_points
 from ._checks import need, one_of, paths, positive
 from ._order import Split, split_range
-from .hook_points import Replace
-from .text_activations import TextActivations, pack
+from .hook_points import Replace, listed
+from .text_activations import BlockOptions, CrossModelActivations, TextActivations, pack
 from .texts import STDLIB, read_texts, stdlib_texts
 
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
+_PROBE = 'def naïve(x1):\n    return "The quick brown fox", 3.14159  # unbelievably, 数\n'  # many kinds of token
 
 
 class HuggingFaceModel:
@@ -148,10 +149,10 @@ class HuggingFaceModel:
 
 def open_source(
     *,
-    model: str | Path,
+    model: str | Path | list[str],
     text: str | Path | list[str],
-    hook_in: str,
-    hook_out: str | None = None,
+    hook_in: str | list[str],
+    hook_out: str | list[str] | None = None,
     split: Split = "train",
     heldout: float = 0.05,
     context_length: int = 256,
@@ -163,13 +164,15 @@ def open_source(
     dtype: str = "auto",
     device: str = "cpu",
     local_files_only: bool = False,
-    revision: str | None = None,
-) -> TextActivations:
+    revision: str | list[str] | None = None,
+) -> TextActivations | CrossModelActivations:
     """The `[activations]` table of a training configuration with `adapter = "huggingface"`.
 
-    model: folder or hub id of a causal language model
+    model: folder or hub id of a causal language model; a list of them (one tokenizer): hook points are read from each,
+        and stand side by side
     text: a text file, a .jsonl file ({"text": …} a line), a folder, a list of these, or "python-stdlib"
-    hook_in, hook_out: hook points of the coder's input and target; without hook_out the target is the input
+    hook_in, hook_out: hook points of the coder's input and target, each one or a list, whose features stand side by
+        side; without hook_out the target is the input
     split: "train" (shuffled), "heldout" or "all" (both in reading order)
     heldout: fraction of the sequences, from the end, that "train" leaves out; "python-stdlib" is split by
         file instead
@@ -182,30 +185,82 @@ def open_source(
     dtype: "auto" (as stored), "float32", "bfloat16" or "float16"
     device: where the language model runs
     local_files_only: never ask the network
-    revision: of a hub model
+    revision: of a hub model; a list has one for each model
     """
     paths("text", text, f", or {STDLIB!r}")
+    paths("model", model)
     one_of("split", split, ("train", "heldout", "all"))
-    language_model = HuggingFaceModel.load(
-        model, dtype=dtype, device=device, local_files_only=local_files_only, revision=revision
-    )
+    points = [*listed("hook_in", hook_in), *(() if hook_out is None else listed("hook_out", hook_out))]
+    names, revisions = _models(model, revision)
+    for name, rev in zip(names, revisions, strict=True):
+        check_points(name, points, local_files_only=local_files_only, revision=rev)
+    models = [
+        HuggingFaceModel.load(name, dtype=dtype, device=device, local_files_only=local_files_only, revision=rev)
+        for name, rev in zip(names, revisions, strict=True)
+    ]
+    for name, other in zip(names, models, strict=True):
+        _check_reads_like(models[0], other, name, context_length)
     texts = stdlib_texts(split) if text == STDLIB else read_texts(text)
-    sequences = pack(language_model, texts, context_length, max_tokens)
+    sequences = pack(models[0], texts, context_length, max_tokens)
     if text != STDLIB:
         chosen = split_range(len(sequences), split, heldout)
         sequences = sequences[chosen.start : chosen.stop]
     train = split == "train"
-    return TextActivations(
-        language_model,
-        sequences,
-        hook_in,
-        hook_out,
+    options = BlockOptions(
         block_sequences=block_sequences,
         forward_sequences=forward_sequences,
         shuffle=train,
         seed=seed,
         epochs=epochs if train or epochs else 1,
     )
+    if len(models) > 1:
+        return CrossModelActivations(models, sequences, hook_in, hook_out, **options)
+    return TextActivations(models[0], sequences, hook_in, hook_out, **options)
+
+
+def check_points(model: str | Path, points: Iterable[str], *, local_files_only: bool, revision: str | None) -> None:
+    """See, before any weights are read, that a model has the hook points: by its configuration alone, from which
+    transformers builds its modules on the meta device. A model that it can't build so is checked when it runs.
+
+    Raises:
+        UnknownNameError: a module that the model does not have; names the nearest.
+    """
+    transformers = need("transformers")
+    name = str(model)
+    local = local_files_only or Path(name).is_dir()
+    try:
+        config = transformers.AutoConfig.from_pretrained(name, local_files_only=local, revision=revision)
+        with torch.device("meta"):
+            module = transformers.AutoModelForCausalLM.from_config(config)
+    except Exception:  # whatever it is, loading the model meets it too, and says so
+        return
+    for point in points:
+        hook_points.HookPoint.parse(point).resolve(module)
+
+
+def _models(model: str | Path | list[str], revision: str | list[str] | None) -> tuple[list[str], list[str | None]]:
+    """Names of the models and the revision of each."""
+    names = [str(name) for name in (model if isinstance(model, (list, tuple)) else [model])]
+    if not isinstance(revision, (list, tuple)):
+        return names, [revision] * len(names)
+    if len(revision) != len(names):
+        raise ArgumentError(f"revision has {len(revision)} entries, model has {len(names)}: expected one for each")
+    return names, list(revision)
+
+
+def _check_reads_like(first: HuggingFaceModel, other: HuggingFaceModel, name: str, context_length: int) -> None:
+    """Raise unless `other` takes the token ids that `first`'s tokenizer gives."""
+    mine, theirs = first.tokenizer.get_vocab(), other.tokenizer.get_vocab()
+    differ = sorted(token for token in mine.keys() | theirs.keys() if mine.get(token) != theirs.get(token))
+    if differ:
+        raise AdapterError(
+            f"model {name!r}: {len(differ)} tokens have another id than in the first model, {differ[0]!r} say "
+            f"({mine.get(differ[0])} there, {theirs.get(differ[0])} here); expected one tokenizer"
+        )
+    if first.tokenize(_PROBE).tolist() != other.tokenize(_PROBE).tolist():
+        raise AdapterError(f"model {name!r} splits text into other tokens than the first; expected one tokenizer")
+    if other.max_context is not None and context_length > other.max_context:
+        raise ArgumentError(f"context_length = {context_length}, model {name!r} takes at most {other.max_context}")
 
 
 def _sample(logits: Tensor, temperature: float, random: torch.Generator) -> Tensor:

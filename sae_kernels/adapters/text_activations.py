@@ -1,8 +1,9 @@
-"""Activations of a language model on text, in deterministic blocks. Works with any `LanguageModel`."""
+"""Activations of language models on text, in deterministic blocks. Works with any `LanguageModel`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -11,6 +12,20 @@ from ..errors import AdapterError, ArgumentError, describe
 from ._checks import positive
 from ._order import BlockOrder
 from .base import ActivationBatch, LanguageModel
+from .hook_points import as_given, listed
+
+Reading = tuple[LanguageModel, str]  # a model and one of its hook points
+Seen = dict[tuple[int, str], Tensor]  # by `id` of the model (which need not be hashable) and hook point
+
+
+class BlockOptions(TypedDict, total=False):
+    """Keywords of every source of text: see `TextBlocks`."""
+
+    block_sequences: int
+    forward_sequences: int
+    shuffle: bool
+    seed: int
+    epochs: int | None
 
 
 def pack(
@@ -55,20 +70,18 @@ def pack(
     return torch.cat([start, rows], dim=1)
 
 
-class TextActivations:
-    """A `LanguageSource`: block i reads some sequences and keeps the tokens that are not special.
+class TextBlocks:
+    """Deterministic blocks of activations of one or several language models on the same token sequences.
 
-    `hook_out` None: target is input (an autoencoder). With `shuffle`, each epoch takes the sequences in a new
-    seeded order and mixes the rows of a block; without, all stays in reading order. `forward_sequences` go
-    through the model at a time.
+    `inputs`, `targets`: pairs of a model and one of its hook points, whose features stand side by side; with the same
+    points for both, the target is the input. Tokens that are special to any of the models are left out.
     """
 
     def __init__(
         self,
-        model: LanguageModel,
         sequences: Tensor,
-        hook_in: str,
-        hook_out: str | None = None,
+        inputs: Sequence[Reading],
+        targets: Sequence[Reading],
         *,
         block_sequences: int = 64,
         forward_sequences: int = 16,
@@ -79,13 +92,14 @@ class TextActivations:
         positive(block_sequences=block_sequences, forward_sequences=forward_sequences)
         if sequences.ndim != 2 or sequences.is_floating_point():
             raise AdapterError(f"sequences {describe(sequences)}, expected (n, context_length) token ids")
-        self.model, self.sequences = model, sequences
-        self.hook_in, self.hook_out = hook_in, hook_in if hook_out is None else hook_out
-        self.forward_sequences = forward_sequences
-        self.d_in, self.d_out = model.d_of(self.hook_in), model.d_of(self.hook_out)
+        self.sequences, self.forward_sequences = sequences, forward_sequences
+        self._inputs, self._targets = list(inputs), list(targets)
+        self._same = [point for _, point in inputs] == [point for _, point in targets]
+        self.d_in, self.d_out = (sum(model.d_of(point) for model, point in side) for side in (inputs, targets))
         self.order = BlockOrder(len(sequences), block_sequences, shuffle, seed, epochs)
         self.n_blocks = self.order.n_blocks
-        self._special = torch.tensor(sorted(model.special_ids), dtype=torch.int64)
+        special = {i for model, _ in self._inputs for i in model.special_ids}
+        self._special = torch.tensor(sorted(special), dtype=torch.int64)
 
     def block(self, index: int) -> ActivationBatch:
         """Activations of block `index`, on the model's device; ids, sequence and position beside them.
@@ -99,29 +113,94 @@ class TextActivations:
         inputs, targets = [], []
         n = self.forward_sequences
         for part, kept in zip(ids.split(n), keep.split(n), strict=True):
-            seen = self.model.activations(part, {self.hook_in, self.hook_out})
-            inputs.append(self._rows(seen, self.hook_in, kept))
-            if self.hook_out != self.hook_in:
-                targets.append(self._rows(seen, self.hook_out, kept))
+            seen = self._seen(part)
+            inputs.append(_side_by_side(seen, self._inputs, kept))
+            if not self._same:
+                targets.append(_side_by_side(seen, self._targets, kept))
         sequence, position = keep.nonzero(as_tuple=True)
         labels = {"ids": ids[keep], "sequence": chosen[sequence], "position": position}
         order = self.order.rows(index, len(position))
 
         input = _joined(inputs, order)
-        target = input if self.hook_out == self.hook_in else _joined(targets, order)
+        target = input if self._same else _joined(targets, order)
         if order is not None:
             labels = {name: values[order] for name, values in labels.items()}
         return ActivationBatch(input, target, **labels)
 
-    def _rows(self, seen: dict[str, Tensor], point: str, keep: Tensor) -> Tensor:
-        activation = seen[point]
-        rows = activation.reshape(-1, activation.shape[-1])  # some modules see (tokens, d)
-        if len(rows) != keep.numel():
-            raise AdapterError(
-                f"hook point {point!r}: {describe(activation)} for {tuple(keep.shape)} tokens, "
-                "expected one row per token"
-            )
-        return rows[keep.flatten().to(rows.device)]
+    def _seen(self, ids: Tensor) -> Seen:
+        """What passes all hook points, in one forward pass of each model."""
+        wanted: dict[int, tuple[LanguageModel, set[str]]] = {}
+        for model, point in (*self._inputs, *self._targets):
+            wanted.setdefault(id(model), (model, set()))[1].add(point)
+        return {
+            (number, point): activation
+            for number, (model, points) in wanted.items()
+            for point, activation in model.activations(ids, points).items()
+        }
+
+
+class TextActivations(TextBlocks):
+    """A `LanguageSource`: block i reads some sequences and keeps the tokens that are not special.
+
+    `hook_in`, `hook_out`: a hook point, or several whose features stand side by side in their order, (tokens, Σ d), for
+    a crosscoder or a cross-layer transcoder. `hook_out` None: target is input (an autoencoder). With `shuffle`, each
+    epoch takes the sequences in a new seeded order and mixes the rows of a block; without, all stays in reading order.
+    `forward_sequences` go through the model at a time.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        sequences: Tensor,
+        hook_in: str | Sequence[str],
+        hook_out: str | Sequence[str] | None = None,
+        **options: Unpack[BlockOptions],
+    ) -> None:
+        self.model = model
+        self.hook_in = as_given("hook_in", hook_in)
+        self.hook_out = self.hook_in if hook_out is None else as_given("hook_out", hook_out)
+        inputs = [(model, point) for point in listed("hook_in", self.hook_in)]
+        targets = [(model, point) for point in listed("hook_out", self.hook_out)]
+        super().__init__(sequences, inputs, targets, **options)
+
+
+class CrossModelActivations(TextBlocks):
+    """The same hook points of several models that read one text with one tokenizer, side by side: all of the first
+    model's, then of the second's. For a crosscoder between models (a base model and its finetune, say).
+
+    No `LanguageSource`: there is no one model whose loss a reconstruction could be measured by.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[LanguageModel],
+        sequences: Tensor,
+        hook_in: str | Sequence[str],
+        hook_out: str | Sequence[str] | None = None,
+        **options: Unpack[BlockOptions],
+    ) -> None:
+        if len(models) < 2:
+            raise ArgumentError(f"{len(models)} models, expected at least two")
+        self.models = tuple(models)
+        inputs = [(model, point) for model in models for point in listed("hook_in", hook_in)]
+        targets = inputs
+        if hook_out is not None:
+            targets = [(model, point) for model in models for point in listed("hook_out", hook_out)]
+        super().__init__(sequences, inputs, targets, **options)
+
+
+def _rows(activation: Tensor, point: str, keep: Tensor) -> Tensor:
+    rows = activation.reshape(-1, activation.shape[-1])  # some modules see (tokens, d)
+    if len(rows) != keep.numel():
+        raise AdapterError(
+            f"hook point {point!r}: {describe(activation)} for {tuple(keep.shape)} tokens, expected one row per token"
+        )
+    return rows[keep.flatten().to(rows.device)]
+
+
+def _side_by_side(seen: Seen, readings: list[Reading], keep: Tensor) -> Tensor:
+    parts = [_rows(seen[id(model), point], point, keep) for model, point in readings]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 def _joined(parts: list[Tensor], order: Tensor | None) -> Tensor:

@@ -13,7 +13,7 @@ from ..errors import AdapterError, ArgumentError, PluginError, describe
 from ..specs import resolve
 from ._order import BlockOrder, Split, split_range
 from .base import ActivationBatch
-from .hook_points import capture
+from .hook_points import as_given, capture, listed
 
 
 class ModuleActivations:
@@ -34,8 +34,8 @@ class ModuleActivations:
         self,
         module: nn.Module,
         batches: Sequence[Any],
-        hook_in: str,
-        hook_out: str | None = None,
+        hook_in: str | Sequence[str],
+        hook_out: str | Sequence[str] | None = None,
         *,
         shuffle: bool = False,
         seed: int = 0,
@@ -48,7 +48,9 @@ class ModuleActivations:
                 f"batches is {type(batches).__name__}, expected a sequence: training resumes at batches[i]"
             )
         self.module, self.batches = module, batches
-        self.hook_in, self.hook_out = hook_in, hook_in if hook_out is None else hook_out
+        self.hook_in = as_given("hook_in", hook_in)
+        self.hook_out = self.hook_in if hook_out is None else as_given("hook_out", hook_out)
+        self._inputs, self._targets = listed("hook_in", self.hook_in), listed("hook_out", self.hook_out)
         self.order = BlockOrder(len(batches), 1, shuffle, seed, epochs)
         self.n_blocks = self.order.n_blocks
         first = self._run(0)
@@ -76,20 +78,18 @@ class ModuleActivations:
     def _run(self, number: int) -> ActivationBatch:
         with (
             _evaluating(self.module),
-            capture(self.module, {self.hook_in, self.hook_out}, stop_early=True) as seen,
+            capture(self.module, {*self._inputs, *self._targets}, stop_early=True) as seen,
         ):
             _call(self.module, self.batches[number])
-        input = _rows(seen[self.hook_in], self.hook_in)
-        return ActivationBatch(
-            input, input if self.hook_out == self.hook_in else _rows(seen[self.hook_out], self.hook_out)
-        )
+        input = _side_by_side(seen, self._inputs)
+        return ActivationBatch(input, input if self._targets == self._inputs else _side_by_side(seen, self._targets))
 
 
 def open_source(
     *,
     factory: str | Callable[[], tuple[nn.Module, Sequence[Any]]],
-    hook_in: str,
-    hook_out: str | None = None,
+    hook_in: str | list[str],
+    hook_out: str | list[str] | None = None,
     split: Split = "train",
     heldout: float = 0.05,
     seed: int = 0,
@@ -99,7 +99,8 @@ def open_source(
 
     factory: "package.module:function"; called without arguments, it returns (module, batches), see
         `ModuleActivations`
-    hook_in, hook_out: hook points of the coder's input and target; without hook_out the target is the input
+    hook_in, hook_out: hook points of the coder's input and target, each one or a list, whose features stand side by
+        side; without hook_out the target is the input
     split: "train" (shuffled), "heldout" or "all" (both in order)
     heldout: fraction of the batches, from the end, that "train" leaves out
     seed: of the order of batches and rows
@@ -144,6 +145,14 @@ def _call(module: nn.Module, batch: Any) -> None:
         module(*batch)
     else:
         raise AdapterError(f"batch is {type(batch).__name__}, expected a tensor, a tuple or a mapping of module inputs")
+
+
+def _side_by_side(seen: Mapping[str, Tensor], points: tuple[str, ...]) -> Tensor:
+    parts = [_rows(seen[point], point) for point in points]
+    if any(len(part) != len(parts[0]) for part in parts):
+        found = ", ".join(f"{len(part)} at {point!r}" for part, point in zip(parts, points, strict=True))
+        raise AdapterError(f"hook points see different numbers of tokens: {found}; expected as many")
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 def _rows(activation: Tensor, point: str) -> Tensor:

@@ -106,6 +106,7 @@ def _histogram(histogram: Mapping[str, Any]) -> list[str]:
 
 
 def _points(model: Mapping[str, Any]) -> str:
-    if model["hook_in"] == model["hook_out"]:
-        return model["hook_in"]
-    return f"{model['hook_in']} → {model['hook_out']}"
+    read, written = (
+        points if isinstance(points, str) else ", ".join(points) for points in (model["hook_in"], model["hook_out"])
+    )
+    return read if read == written else f"{read} → {written}"

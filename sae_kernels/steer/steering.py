@@ -15,7 +15,7 @@ from ..errors import AdapterError, ArgumentError, ShapeError, describe
 from .delta import reconstruction_delta
 from .edits import Edit, check_edits
 
-Points = str | tuple[str, str]
+Points = str | tuple[str, ...]  # of an autoencoder, or (hook_in, hook_out)
 
 
 @contextmanager
@@ -31,10 +31,15 @@ def steer(model: LanguageModel, coder: SparseCoder, points: Points, edits: Edit 
     the prompt too.
 
     Raises:
-        ArgumentError, IndexRangeError: edits or points that make no sense.
+        ArgumentError, IndexRangeError: edits or points that make no sense; a coder of several layers (crosscoder, clt).
         ShapeError: the hook points' widths are not the coder's.
         AdapterError (on running): hook_out is passed before hook_in.
     """
+    if getattr(coder, "n_layers", 1) > 1:
+        raise ArgumentError(
+            f"{coder.architecture!r} reads {coder.n_layers} hook points at once, expected a coder of one: "
+            "a latent of several layers can't be steered yet"
+        )
     hook_in, hook_out = _pair(points)
     chosen = check_edits(edits, coder.d_sae)
     widths = model.d_of(hook_in), model.d_of(hook_out)
