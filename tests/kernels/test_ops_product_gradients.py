@@ -37,11 +37,10 @@ def test_reference_gradients_are_right_twice_over(check, ragged: bool) -> None:
 
 @RAGGED
 @pytest.mark.usefixtures("one_thread")
-def test_reference_prefix_gradient(ragged: bool) -> None:
+@pytest.mark.parametrize("check", [gradcheck, gradgradcheck])
+def test_reference_prefix_gradient(check, ragged: bool) -> None:
     values, _, W, indices, offsets = leaves(torch.float64, ragged)
-    assert gradcheck(
-        lambda v, w: ops.prefix_decode(v, indices, offsets, w, [2, 5, 9], backend="reference"), (values, W)
-    )
+    assert check(lambda v, w: ops.prefix_decode(v, indices, offsets, w, [2, 5, 9], backend="reference"), (values, W))
 
 
 def gradients(run, truth, inputs: list[Tensor]) -> None:
@@ -82,6 +81,26 @@ def test_gradients_in_every_dtype(backend: str, dtype: torch.dtype, ragged: bool
         lambda v, w: dense.prefix_decode(v, indices, offsets, w, [8, 20, 55]),
         [values, W],
     )
+
+
+@RAGGED
+@pytest.mark.parametrize("wanted", ["values", "W", "both"])
+@pytest.mark.parametrize("prefixes", [[55], [8, 20], [1, 2, 3, 30, 54, 55]], ids=str)
+def test_prefix_gradients(backend: str, ragged: bool, prefixes: list[int], wanted: str) -> None:
+    """With slots beyond the last prefix, bands that hold hardly any, and gradients wanted of one side alone."""
+    values, _, W, indices, offsets = leaves(torch.float32, ragged, cases.Size(21, 34, 55, 6), empty=0.3)
+    values.requires_grad_(wanted != "W")
+    W.requires_grad_(wanted != "values")
+
+    def mine(*given: Tensor) -> Tensor:
+        v, w = given if wanted == "both" else (given[0], W) if wanted == "values" else (values, given[0])
+        return ops.prefix_decode(v, indices, offsets, w, prefixes, backend=backend)
+
+    def theirs(*given: Tensor) -> Tensor:
+        v, w = given if wanted == "both" else (given[0], W) if wanted == "values" else (values, given[0])
+        return dense.prefix_decode(v, indices, offsets, w, prefixes)
+
+    gradients(mine, theirs, [t for t in (values, W) if t.requires_grad])
 
 
 def test_no_gradient_passes_through_an_empty_slot(backend: str) -> None:
