@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PLUGINS := $(wildcard plugins/*/)
 SOURCES := $(shell find csrc -type f 2>/dev/null) CMakeLists.txt pyproject.toml constraints.txt Makefile
 
-.PHONY: demo test check ahead sanitize bench clean
+.PHONY: demo test check ahead sanitize arm arm-passed-over arm-emulated bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/sae-kernels demo
@@ -46,6 +46,27 @@ sanitize: $(VENV)/.developing
 		echo "sanitized: $$isa"; \
 		SAE_KERNELS_ISA=$$isa $(BIN)/python -m pytest -q --capture=sys -p no:cacheprovider -k cpu $(SANITIZE_TESTS) || exit 1; \
 	done
+
+# The C++ kernels built for 64-bit Arm and run by an emulator, called from the Python and torch of this machine; passed
+# over where the tools are not installed. Warnings are errors.
+ARM_CXX ?= aarch64-linux-gnu-g++
+ARM_EMULATOR ?= $(firstword $(shell command -v qemu-aarch64-static qemu-aarch64))
+ARM_ROOT ?= /usr/aarch64-linux-gnu
+ARM_TESTS ?= $(SANITIZE_TESTS) tests/kernels/test_cpu_screening.py
+ARM_FUZZ ?= 50
+arm: $(if $(and $(ARM_EMULATOR),$(shell command -v $(ARM_CXX))),$(VENV)/.developing arm-emulated,arm-passed-over)
+arm-passed-over:
+	@echo "make arm: PASSED OVER. It needs $(ARM_CXX) (found: $(or $(shell command -v $(ARM_CXX)),none))" \
+		"and qemu-aarch64 (found: $(or $(ARM_EMULATOR),none))." \
+		"Debian, Ubuntu: apt install g++-aarch64-linux-gnu qemu-user-static"
+arm-emulated: $(VENV)/.developing
+	PATH="$(abspath $(BIN)):$$PATH" cmake -S . -B build/arm -G Ninja -DSAE_KERNELS_SERVER=ON -DCMAKE_SYSTEM_NAME=Linux \
+		-DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER="$(ARM_CXX)" -DCMAKE_CXX_FLAGS=-Werror \
+		-Wno-dev --log-level=WARNING
+	PATH="$(abspath $(BIN)):$$PATH" cmake --build build/arm
+	SAE_KERNELS_REQUIRE_CPU=1 SAE_KERNELS_FUZZ=$(ARM_FUZZ) PYTHONPATH=tests/support/emulated \
+		SAE_KERNELS_EMULATED="$(ARM_EMULATOR) -L $(ARM_ROOT) $(CURDIR)/build/arm/kernels_server" \
+		$(BIN)/python -m pytest -q -p emulated -p no:cacheprovider -k "cpu and not in_every_isa" $(ARM_TESTS)
 
 bench: $(VENV)/.developing
 	$(BIN)/python -m pytest bench --benchmark-only
