@@ -22,6 +22,11 @@ def fvu(reconstruction: Tensor, target: Tensor) -> Tensor:
     return (target.float() - reconstruction.float()).pow(2).sum() / variance(target)
 
 
+def fvus(reconstructions: Tensor, target: Tensor) -> Tensor:
+    """`fvu` of each of several reconstructions (P, N, d) of one target (N, d): (P,)."""
+    return (target.float() - reconstructions.float()).pow(2).flatten(1).sum(1) / variance(target)
+
+
 def auxk(aux: SparseCodes, W_dec: Tensor, reconstruction: Tensor, target: Tensor) -> Tensor:
     """Σ ‖e − ê‖² / Σ ‖y − ȳ‖²: dead latents fit the residual e = y − ŷ, which gets no gradient; no bias in ê."""
     residual = (target - reconstruction).detach()

@@ -13,6 +13,16 @@ def sae_kernels_architectures() -> list[Architecture]:
     return [
         Architecture("topk", "TopK sparse autoencoder with AuxK (2406.04093)", f"{here}.topk:TopKCoder"),
         Architecture(
+            "batch_topk",
+            "BatchTopK sparse autoencoder with AuxK, a threshold at inference (2412.06410)",
+            f"{here}.batch_topk:BatchTopKCoder",
+        ),
+        Architecture(
+            "matryoshka",
+            "Matryoshka BatchTopK sparse autoencoder: nested prefixes (2503.17547)",
+            f"{here}.matryoshka:MatryoshkaCoder",
+        ),
+        Architecture(
             "transcoder",
             "TopK transcoder, optional linear skip (2406.11944, 2501.18823)",
             f"{here}.transcoder:Transcoder",

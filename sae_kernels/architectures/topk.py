@@ -2,49 +2,41 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..codes import SparseCodes
 from ..ops import TopK, encode
-from ._affine import Affine, fold_autoencoder, rescale_latents
-from ._base import CoderConfig, Loss, SparseCoder
-from ._rows import remove_parallel, unit_rows
-from ._topk_loss import auxk, fvu
+from ._base import CoderConfig
+from ._topk_base import TopKBase, TopKBaseConfig
+from ._topk_loss import fvu
+
+WIDER = 4  # Multi-TopK's second reconstruction has so many times k latents
+WIDER_WEIGHT = 1 / 8
 
 
 @dataclass(frozen=True)
-class TopKConfig(CoderConfig):
-    """`k` active latents a token; `k_aux` dead ones fit the residual (None: d_in / 2, at most d_sae), weighted by
-    `auxk_coefficient` (0: off); `normalize_decoder` keeps the rows of W_dec at norm 1."""
+class TopKConfig(TopKBaseConfig):
+    """As `TopKBaseConfig`; `multi_topk` adds an eighth of the FVU with 4k latents."""
 
-    k: int
-    k_aux: int | None = None
-    auxk_coefficient: float = 1 / 32
-    normalize_decoder: bool = True
+    multi_topk: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require_k()
-        if self.k_aux is not None:
-            self.require_k("k_aux")
-        self.require_not_negative("auxk_coefficient")
-        self.require_bool("normalize_decoder")
-
-    @property
-    def aux_width(self) -> int:
-        """k_aux with its default filled in."""
-        return self.k_aux if self.k_aux is not None else max(1, min(self.d_in // 2, self.d_sae))
+        self.require_bool("multi_topk")
 
 
-class TopKCoder(SparseCoder):
+class TopKCoder(TopKBase):
     """f = ReLU(TopK(W_enc (x − b_dec) + b_enc));  x̂ = f W_dec + b_dec.
 
-    loss = Σ‖x − x̂‖² / Σ‖x − x̄‖² + α · Σ‖e − ê‖² / Σ‖x − x̄‖², where e = x − x̂ (no gradient), ê = f_dead W_dec and
-    f_dead are the top k_aux latents among the dead; both selections come from one pass over x W_encᵀ.
+    loss = L(k) + α · AuxK, with Multi-TopK L(k) + L(4k) / 8 + α · AuxK, where L(k) = Σ‖x − x̂‖² / Σ‖x − x̄‖² with k
+    latents a token (the batch's FVU; 4k is at most d_sae) and AuxK as in `TopKBase`, on the residual with k. All
+    selections come from one pass over x W_encᵀ. Terms: `fvu`, `multi_topk` (L(4k), unweighted), `auxk` (unweighted).
+
+    Whether the ReLU comes before or after the choice makes no difference to f; here it is after, and a chosen latent
+    that it sets to 0 gets no gradient.
 
     Source: arXiv 2406.04093.
     """
@@ -53,58 +45,22 @@ class TopKCoder(SparseCoder):
     architecture: ClassVar[str] = "topk"
     config: TopKConfig
 
-    def __init__(self, config: TopKConfig) -> None:
-        super().__init__(config)
-        directions = unit_rows(torch.randn(config.d_sae, config.d_in))
-        self.W_enc = nn.Parameter(directions.clone())
-        self.b_enc = nn.Parameter(torch.zeros(config.d_sae))
-        self.W_dec = nn.Parameter(self._initial_decoder(directions))
-        self.b_dec = nn.Parameter(torch.zeros(config.d_out))
-
-    def _initial_decoder(self, directions: Tensor) -> Tensor:
-        """The encoder's transpose, in the rule of rows: the same rows."""
-        return directions.clone()
-
-    def encoder_input(self, x: Tensor) -> Tensor:
-        """What W_enc is applied to: the input with the decoder's bias taken off."""
-        return self.check_input(x) - self.b_dec
-
     def encode(self, x: Tensor) -> SparseCodes:
         """x (…, d_in) → fixed-width codes (…, k)."""
-        return encode(self.encoder_input(x), self.W_enc, self.b_enc, TopK(self.config.k))
+        return encode(self.encoder_input(x), self.W_enc, self.b_enc, TopK(self.k))
 
-    def loss(self, x: Tensor, target: Tensor | None = None, *, dead: Tensor | None = None) -> Loss:
-        """See the class. It selects latents itself, for both terms in one pass: a subclass with another `encode` writes
-        its own `loss`. With `dead` None or all False there is no AuxK term. Terms: `fvu`, `auxk`."""
-        target = self.check_target(x, target)
-        inside = self.encoder_input(x)
-        selections = [TopK(self.config.k)]
-        if self.config.auxk_coefficient > 0 and dead is not None and bool(dead.any()):
-            selections.append(TopK(self.config.aux_width, among=dead))
-        codes, *aux = encode(inside, self.W_enc, self.b_enc, tuple(selections))
-        reconstruction = self.reconstruct(codes, x)
+    def selections(self) -> tuple[TopK, ...]:
+        """k, and with Multi-TopK 4k."""
+        narrow = TopK(self.k)
+        return (narrow, TopK(min(WIDER * self.k, self.d_sae))) if self.config.multi_topk else (narrow,)
+
+    def fit(
+        self, codes: tuple[SparseCodes, ...], x: Tensor, target: Tensor
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """FVU with k, plus an eighth of that with 4k."""
+        reconstruction = self.reconstruct(codes[0], x)
         main = fvu(reconstruction, target)
-        parts = {"fvu": main.detach()}
-        total = main
-        if aux:
-            extra = auxk(aux[0], self.W_dec, reconstruction, target)
-            parts["auxk"] = extra.detach()
-            total = main + self.config.auxk_coefficient * extra
-        return Loss(total, parts, codes, reconstruction)
-
-    def before_step(self) -> None:
-        """With `normalize_decoder`, the gradient's part along each row of W_dec is taken out."""
-        if self.config.normalize_decoder:
-            remove_parallel(self.W_dec)
-
-    @torch.no_grad()
-    def after_step(self) -> None:
-        """Back to unit norm."""
-        if self.config.normalize_decoder:
-            self.W_dec.copy_(unit_rows(self.W_dec))
-
-    def fold(self, input: Affine, target: Affine) -> None:
-        """See `SparseCoder.fold`."""
-        fold_autoencoder(self.W_enc, self.W_dec, self.b_dec, input)
-        if scale := input.common_scale():
-            rescale_latents(1 / scale, (self.W_enc, self.b_enc), self.W_dec)
+        if len(codes) == 1:
+            return reconstruction, main, {"fvu": main}
+        wider = fvu(self.reconstruct(codes[1], x), target)
+        return reconstruction, main + WIDER_WEIGHT * wider, {"fvu": main, "multi_topk": wider}

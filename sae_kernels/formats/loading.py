@@ -12,7 +12,9 @@ from ..specs import resolve
 
 
 def load(path: str | os.PathLike[str], format: str | None = None) -> SparseCoder:
-    """A coder from disk. Without `format`, the first registered one that recognises the path.
+    """A coder from disk, in eval mode: what it encodes is what it was trained for (a running threshold, say, in the
+    place of a choice over the batch); `.train()` to go on training. Without `format`, the first registered one that
+    recognises the path.
 
     Raises:
         FormatError: nothing there, no format recognises it, or the file is damaged (naming file, tensor, found and
@@ -26,10 +28,10 @@ def load(path: str | os.PathLike[str], format: str | None = None) -> SparseCoder
         spec = registry.formats.get(format)
         if spec.load is None:
             raise FormatError(f"format {format!r} can be written, not read; readable: {[r.name for r in readers]}")
-        return resolve(spec.load)(at)
+        return resolve(spec.load)(at).eval()
     for spec in readers:
         if resolve(spec.matches)(at):
-            return resolve(spec.load)(at)  # pyright: ignore[reportArgumentType]
+            return resolve(spec.load)(at).eval()  # pyright: ignore[reportArgumentType]
     hint = f"; did you mean {at / 'coder'}?" if (at / "coder").is_dir() else ""
     raise FormatError(f"{at}: none of the formats {[r.name for r in readers]} recognises it{hint}")
 

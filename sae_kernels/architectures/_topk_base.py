@@ -1,0 +1,102 @@
+"""What the top-k family shares: parameters, the loss with AuxK, unit norm, folding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..codes import SparseCodes
+from ..ops import Selection, TopK, encode
+from ._affine import Affine, fold_autoencoder, rescale_latents
+from ._base import Loss
+from ._k_schedule import KConfig, KScheduled
+from ._rows import unit_rows
+from ._topk_loss import auxk
+
+
+@dataclass(frozen=True)
+class TopKBaseConfig(KConfig):
+    """As `KConfig`; `k_aux` dead latents fit the residual (None: d_in / 2, at most d_sae), weighted by
+    `auxk_coefficient` (0: off); `normalize_decoder` keeps the rows of W_dec at norm 1."""
+
+    k_aux: int | None = None
+    auxk_coefficient: float = 1 / 32
+    normalize_decoder: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.k_aux is not None:
+            self.require_k("k_aux")
+        self.require_not_negative("auxk_coefficient")
+        self.require_bool("normalize_decoder")
+
+    @property
+    def aux_width(self) -> int:
+        """k_aux with its default filled in."""
+        return self.k_aux if self.k_aux is not None else max(1, min(self.d_in // 2, self.d_sae))
+
+
+class TopKBase(KScheduled):
+    """A subclass says which latents training keeps (`selections`) and how well they fit (`fit`); AuxK is added here.
+
+    AuxK: α · Σ‖e − ê‖² / Σ‖y − ȳ‖², where e = y − ŷ is the residual of the reconstruction (no gradient),
+    ê = f_dead W_dec (no bias), and f_dead are the top k_aux latents among the dead. Source: arXiv 2406.04093.
+    """
+
+    config: Any
+
+    def __init__(self, config: TopKBaseConfig) -> None:
+        super().__init__(config)
+        directions = unit_rows(torch.randn(config.d_sae, config.d_in))
+        self.W_enc = nn.Parameter(directions.clone())
+        self.b_enc = nn.Parameter(torch.zeros(config.d_sae))
+        self.W_dec = nn.Parameter(self._initial_decoder(directions))
+        self.b_dec = nn.Parameter(torch.zeros(config.d_out))
+        self.unit_norm_rows = ("W_dec",) if config.normalize_decoder else ()
+
+    def _initial_decoder(self, directions: Tensor) -> Tensor:
+        """The encoder's transpose, in the rule of rows: the same rows."""
+        return directions.clone()
+
+    def encoder_input(self, x: Tensor) -> Tensor:
+        """What W_enc is applied to: the input with the decoder's bias taken off."""
+        return self.check_input(x) - self.b_dec
+
+    def selections(self) -> tuple[Selection, ...]:
+        """What training keeps of the pre-acts; the codes of the first are the batch's codes."""
+        raise NotImplementedError(f"{type(self).__name__} must define selections")
+
+    def fit(
+        self, codes: tuple[SparseCodes, ...], x: Tensor, target: Tensor
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """(the reconstruction of the target, the loss without AuxK, its terms) from the codes of the `selections`."""
+        raise NotImplementedError(f"{type(self).__name__} must define fit")
+
+    def loss(self, x: Tensor, target: Tensor | None = None, *, dead: Tensor | None = None) -> Loss:
+        """See the class. It selects latents itself, for all terms at once: a subclass with another `encode` has its own
+        `selections`. With `dead` None or all False there is no AuxK term, `auxk`."""
+        target = self.check_target(x, target)
+        wanted = self.selections()
+        aux = ()
+        if self.config.auxk_coefficient > 0 and dead is not None and bool(dead.any()):
+            aux = (TopK(self.config.aux_width, among=dead),)
+        codes = encode(self.encoder_input(x), self.W_enc, self.b_enc, wanted + aux)
+        reconstruction, total, parts = self.fit(codes[: len(wanted)], x, target)
+        if aux:
+            extra = auxk(codes[-1], self.W_dec, reconstruction, target)
+            total = total + self.config.auxk_coefficient * extra
+            parts = {**parts, "auxk": extra}
+        return Loss(total, {name: term.detach() for name, term in parts.items()}, codes[0], reconstruction)
+
+    def fold(self, input: Affine, target: Affine) -> None:
+        """See `SparseCoder.fold`."""
+        fold_autoencoder(self.W_enc, self.W_dec, self.b_dec, input)
+        if scale := input.common_scale():
+            rescale_latents(1 / scale, self.linear_in_latents(), self.W_dec)
+
+    def linear_in_latents(self) -> tuple[Tensor, ...]:
+        """The encoder's tensors that pre-acts are linear in, for `rescale_latents`."""
+        return self.W_enc, self.b_enc
