@@ -27,4 +27,13 @@ def sae_kernels_architectures() -> list[Architecture]:
             "TopK transcoder, optional linear skip (2406.11944, 2501.18823)",
             f"{here}.transcoder:Transcoder",
         ),
+        Architecture(
+            "relu", "ReLU sparse autoencoder with L1, as of April 2024 or of 2023 (Anthropic)", f"{here}.relu:ReLUCoder"
+        ),
+        Architecture("gated", "Gated sparse autoencoder (2404.16014)", f"{here}.gated:GatedCoder"),
+        Architecture(
+            "jumprelu",
+            "JumpReLU sparse autoencoder: L0, quadratic or tanh penalty (2407.14435, Anthropic 2025)",
+            f"{here}.jumprelu:JumpReLUCoder",
+        ),
     ]

@@ -17,6 +17,11 @@ FOLDED = {
     "topk": ({"k": 4}, True),
     "transcoder": ({"k": 4, "d_target": D_OUT}, False),
     "transcoder-skip": ({"k": 4, "d_target": D_OUT, "skip": True}, False),
+    "relu": ({"sparsity_coefficient": 1.0}, True),
+    "relu-2023": ({"sparsity_coefficient": 1.0, "variant": "2023"}, True),
+    "gated": ({"sparsity_coefficient": 1.0}, True),
+    "jumprelu": ({"sparsity_coefficient": 1.0}, True),
+    "jumprelu-tanh": ({"sparsity_coefficient": 1.0, "sparsity_loss": "tanh"}, True),
 }
 
 

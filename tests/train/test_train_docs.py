@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from sae_kernels.architectures.builtin import sae_kernels_architectures
 from sae_kernels.train.keys import keys
 from sae_kernels.train.open_tables import ActivationsTable, CoderTable
 from sae_kernels.train.parsing import TABLES
@@ -33,7 +34,7 @@ def test_every_key_of_a_built_in_adapter(adapter: str) -> None:
         assert f"`{name}`" in text, f"docs/training.md does not say what {adapter}'s key {name} means"
 
 
-@pytest.mark.parametrize("architecture", ["topk", "transcoder"])
+@pytest.mark.parametrize("architecture", [each.name for each in sae_kernels_architectures()])
 def test_every_key_of_a_built_in_architecture(architecture: str) -> None:
     for name in CoderTable(architecture).accepted()[0]:
         assert f"`{name}`" in section("`[coder]`"), f"docs/training.md does not say what {name} means"

@@ -1,0 +1,154 @@
+"""`gated`: the Gated sparse autoencoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from .. import settings
+from ..codes import SparseCodes
+from ..ops import Threshold, decode, encode
+from ._affine import Affine, fold_autoencoder, rescale_latents
+from ._base import CoderConfig, Loss
+from ._penalty import Penalised, PenaltyConfig
+from ._rows import unit_rows
+from ._slots import at_slots, latent_sums
+from ._sums import l1, row_norms, squared_error, wide
+
+
+@dataclass(frozen=True)
+class GatedConfig(PenaltyConfig):
+    """`normalize_decoder` keeps the rows of W_dec at norm 1, as the paper has it; without, the penalty counts each
+    gate with ‖d_i‖."""
+
+    normalize_decoder: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_bool("normalize_decoder")
+
+
+class GatedCoder(Penalised):
+    """h = W_enc (x − b_dec);  π = h + b_gate;  f = 1[π > 0] · ReLU(e^{r_mag} ⊙ h + b_mag);  x̂ = f W_dec + b_dec.
+
+    loss: the mean over tokens of ‖x − x̂‖² + λ Σ_i ReLU(π_i) ‖d_i‖ + ‖x − x̂_frozen(ReLU(π))‖², where ‖d_i‖ = 1 with
+    `normalize_decoder` and x̂_frozen decodes with copies of W_dec and b_dec that get no gradient. λ is
+    `sparsity_coefficient`. Terms: `mse`, `l1` (without λ), `auxiliary`.
+
+    The gate decides with π, one pass over x W_encᵀ; the magnitude of a latent it lets through comes from the same
+    number, h = π − b_gate.
+
+    Gradients: the step passes none, so the first term trains r_mag, b_mag, W_dec and, through the magnitude, W_enc and
+    b_dec; b_gate is trained by the other two alone, W_dec by the first alone (and the norms in the second, if they are
+    free). As in the paper's code it is the decoder that is frozen: b_dec still gets their gradient from where W_enc
+    reads x − b_dec.
+
+    At the start: unit rows in random directions in W_dec, the same in W_enc; r_mag, b_mag, b_gate = 0.
+
+    Memory: 8 bytes for each latent whose gate is open (half of them at the start), as for `relu`; then π in 4 bytes
+    more, and while gradients are computed up to five numbers of 4 bytes.
+
+    Source: arXiv 2404.16014.
+    """
+
+    Config: ClassVar[type[CoderConfig]] = GatedConfig
+    architecture: ClassVar[str] = "gated"
+    config: GatedConfig
+
+    def __init__(self, config: GatedConfig) -> None:
+        super().__init__(config)
+        if config.normalize_decoder:
+            self.unit_norm_rows = ("W_dec",)
+        rows = unit_rows(torch.randn(config.d_sae, config.d_in))
+        self.W_enc = nn.Parameter(rows.clone())
+        self.b_gate = nn.Parameter(torch.zeros(config.d_sae))
+        self.r_mag = nn.Parameter(torch.zeros(config.d_sae))
+        self.b_mag = nn.Parameter(torch.zeros(config.d_sae))
+        self.W_dec = nn.Parameter(rows)
+        self.b_dec = nn.Parameter(torch.zeros(config.d_in))
+
+    def encoder_input(self, x: Tensor) -> Tensor:
+        """What W_enc is applied to: the input with the decoder's bias taken off."""
+        return self.check_input(x) - self.b_dec
+
+    def encode(self, x: Tensor) -> SparseCodes:
+        """x (…, d_in) → ragged codes of the open gates; where the magnitude is 0 the slot is empty."""
+        return self._magnitudes(self._gates(x))
+
+    def _gates(self, x: Tensor) -> SparseCodes:
+        """π where it is positive, with no gradient to b_gate: the magnitudes must send it none."""
+        return encode(self.encoder_input(x), self.W_enc, self.b_gate.detach(), Threshold(0.0))
+
+    def _magnitudes(self, gates: SparseCodes) -> SparseCodes:
+        args = gates.values, self.r_mag, self.b_mag, self.b_gate.detach(), gates.indices, gates.offsets, gates.n_rows
+        return gates.with_values(_Magnitudes.apply(*args, settings.chosen_backend()))
+
+    def loss(self, x: Tensor, target: Tensor | None = None, *, dead: Tensor | None = None) -> Loss:
+        """See the class; `dead` makes no difference."""
+        target = self.check_target(x, target)
+        gates = self._gates(x)
+        codes = self._magnitudes(gates)
+        reconstruction = self.reconstruct(codes, x)
+        error = squared_error(reconstruction, target)
+        bias = self.b_gate.to(wide(self.b_gate.dtype))
+        pi = gates.with_values(gates.values + at_slots(bias - bias.detach(), gates))  # adds 0, and b_gate's gradient
+        penalty = l1(pi, None if self.config.normalize_decoder else row_norms(self.W_dec))
+        pi = pi.with_values(pi.values.to(gates.values.dtype))
+        auxiliary = squared_error(decode(pi, self.W_dec.detach(), self.b_dec.detach()), target)
+        parts = {"mse": error.detach(), "l1": penalty.detach(), "auxiliary": auxiliary.detach()}
+        return Loss(error + self.sparsity * penalty + auxiliary, parts, codes, reconstruction)
+
+    def fold(self, input: Affine, target: Affine) -> None:
+        """See `SparseCoder.fold`."""
+        fold_autoencoder(self.W_enc, self.W_dec, self.b_dec, input)
+        if scale := input.common_scale():
+            rescale_latents(1 / scale, (self.W_enc, self.b_gate, self.b_mag), self.W_dec)
+
+
+class _Magnitudes(torch.autograd.Function):
+    """f = ReLU(e^{r_mag} (π − b_gate) + b_mag) at the slots of π, in float32 at least; keeps nothing but π for the
+    backward, which computes the rest again."""
+
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any,
+        pi: Tensor,
+        r_mag: Tensor,
+        b_mag: Tensor,
+        b_gate: Tensor,
+        indices: Tensor,
+        offsets: Tensor | None,
+        n: int,
+        backend: str,
+    ) -> Tensor:
+        ctx.save_for_backward(pi, r_mag, b_mag, b_gate, indices, offsets)
+        ctx.rest = n, len(r_mag), backend
+        h, gain = _linear_and_gain(pi, r_mag, b_gate, indices)
+        return h.mul_(gain).add_(_at(b_mag, indices, h.dtype)).relu_().to(pi.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, grad: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        pi, r_mag, b_mag, b_gate, indices, offsets = ctx.saved_tensors
+        h, gain = _linear_and_gain(pi, r_mag, b_gate, indices)
+        h.mul_(gain)
+        d = torch.where(h + _at(b_mag, indices, h.dtype) > 0, grad.to(h.dtype), 0)
+        d_b_mag = latent_sums(d, indices, offsets, *ctx.rest).to(b_mag.dtype)
+        d_r_mag = latent_sums(h.mul_(d), indices, offsets, *ctx.rest).to(r_mag.dtype)
+        return d.mul_(gain).to(pi.dtype), d_r_mag, d_b_mag, None, None, None, None, None
+
+
+def _linear_and_gain(pi: Tensor, r_mag: Tensor, b_gate: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+    """h = π − b_gate, and e^{r_mag}, of each slot."""
+    dtype = wide(pi.dtype)
+    return pi - _at(b_gate, indices, dtype), _at(r_mag.to(dtype).exp(), indices, dtype)
+
+
+def _at(vector: Tensor, indices: Tensor, dtype: torch.dtype) -> Tensor:
+    return vector.to(dtype).index_select(0, indices)

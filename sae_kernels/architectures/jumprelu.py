@@ -1,0 +1,226 @@
+"""`jumprelu`: the JumpReLU sparse autoencoder, its thresholds trained by straight-through estimates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..codes import SparseCodes
+from ..errors import ConfigError
+from ..ops import Threshold, encode
+from ._affine import Affine, fold_decoder, fold_encoder, rescale_latents
+from ._base import CoderConfig, Loss
+from ._dense_terms import dense_terms
+from ._penalty import Penalised, PenaltyConfig
+from ._rows import unit_rows
+from ._straight_through import jump, window
+from ._sums import row_norms, squared_error, wide
+
+SPARSITY_LOSSES = ("l0", "tanh", "quadratic")
+OF_ONE_LOSS = {"l0_target": "quadratic", "tanh_scale": "tanh", "pre_act_coefficient": "tanh"}
+
+
+@dataclass(frozen=True)
+class JumpReLUConfig(PenaltyConfig):
+    """`sparsity_loss` with its own keys (`l0_target`; `tanh_scale` c and `pre_act_coefficient` λ_p), and two numbers in
+    units of the inputs' root-mean-square norm: `bandwidth` ε and `threshold_init`; `normalize_decoder` keeps the rows
+    of W_dec at norm 1. None: as in the source of the loss, see the properties."""
+
+    sparsity_loss: Literal["l0", "tanh", "quadratic"] = "l0"
+    l0_target: float | None = None
+    tanh_scale: float | None = None
+    pre_act_coefficient: float | None = None
+    bandwidth: float | None = None
+    threshold_init: float | None = None
+    normalize_decoder: bool | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_choice("sparsity_loss", SPARSITY_LOSSES)
+        for name, loss in OF_ONE_LOSS.items():
+            if getattr(self, name) is not None and self.sparsity_loss != loss:
+                raise ConfigError(f"{name} belongs to sparsity_loss = {loss!r}, found {self.sparsity_loss!r}")
+        if self.sparsity_loss == "quadratic" and self.l0_target is None:
+            raise ConfigError("sparsity_loss = 'quadratic': missing l0_target")
+        for name in ("l0_target", "tanh_scale", "bandwidth", "threshold_init"):
+            if getattr(self, name) is not None:
+                self.require_not_negative(name)
+                if getattr(self, name) == 0:
+                    raise ConfigError(f"{name} = {getattr(self, name)!r}, expected a number > 0")
+        if self.pre_act_coefficient is not None:
+            self.require_not_negative("pre_act_coefficient")
+        if self.normalize_decoder is not None:
+            self.require_bool("normalize_decoder")
+
+    def _or(self, name: str, default: Any) -> Any:
+        given = getattr(self, name)
+        return default if given is None else given
+
+    @property
+    def c(self) -> float:
+        """`tanh_scale`, 4 by default."""
+        return self._or("tanh_scale", 4.0)
+
+    @property
+    def pre_act(self) -> float:
+        """`pre_act_coefficient`, 3e-6 by default."""
+        return self._or("pre_act_coefficient", 3e-6)
+
+    @property
+    def relative_bandwidth(self) -> float:
+        """`bandwidth`: 1e-3 for inputs of norm 1; for "tanh" 2 for inputs of norm √d_in."""
+        return self._or("bandwidth", 2 / math.sqrt(self.d_in) if self.sparsity_loss == "tanh" else 1e-3)
+
+    @property
+    def relative_threshold(self) -> float:
+        """`threshold_init`: 1e-3 for inputs of norm 1; for "tanh" 0.1 for inputs of norm √d_in."""
+        return self._or("threshold_init", 0.1 / math.sqrt(self.d_in) if self.sparsity_loss == "tanh" else 1e-3)
+
+    @property
+    def unit_norm(self) -> bool:
+        """`normalize_decoder`: not for "tanh", whose penalty counts the norms in."""
+        return self._or("normalize_decoder", self.sparsity_loss != "tanh")
+
+
+class JumpReLUCoder(Penalised):
+    """z = W_enc x + b_enc;  f = z · 1[z > θ], θ = e^{log_theta};  x̂ = f W_dec + b_dec.
+
+    loss: the mean over tokens of ‖x − x̂‖² plus, λ being `sparsity_coefficient` and L0 = Σ_i 1[z_i > θ_i],
+
+    - "l0": λ L0. Terms: `mse`, `l0`.
+    - "quadratic": λ (L̄0 / `l0_target` − 1)², L̄0 the batch's mean. Terms: `mse`, `quadratic` (without λ), `l0`.
+    - "tanh": λ Σ_i tanh(c f_i ‖d_i‖) + λ_p Σ_i ReLU(θ_i − z_i) ‖d_i‖. Terms: `mse`, `tanh`, `pre_act` (both without
+      coefficient).
+
+    Gradients: f passes them to z where z > θ. θ's are straight-through estimates with a rectangle of width ε
+    (`bandwidth`), K = 1[|z − θ| < ε/2]: ∂f/∂θ = −(θ/ε) K, ∂1[z > θ]/∂θ = −(1/ε) K, of pairs on both sides of θ. L0
+    trains θ alone; the tanh penalty and the pre-act loss reach z, θ and ‖d_i‖.
+
+    So that thresholds move, and L0 with them:
+    ε and the initial θ count in units of the inputs' root-mean-square norm, which the first batch settles
+    (`input_norm`, saved): a window far narrower than the spread of pre-acts holds no pairs, and θ gets no gradient.
+    log_theta stays float32 whatever the other weights are, and under autocast: in bfloat16 a step of 1e-3 is lost.
+    With 16-bit values ε is at least four of their steps around θ (see `_straight_through.window`).
+
+    Memory, "l0" and "quadratic": 12 bytes for each pair with z > θ − ε/2 (index, z, f), and about 40 while gradients
+    are computed. With the paper's small θ half of all pairs are such at the start, as for `relu`.
+    "tanh" is dense by definition (every z < θ counts), and its ε = 2 wide: both are computed some latents at a time,
+    with z computed again in the backward. Peak: about 100 MiB of scratch whatever N and d_sae, and 8 bytes for each
+    pair with z > θ. Time: five dense products of the size x W_encᵀ beside the encoder's own.
+
+    At the start: unit rows in random directions in W_dec ("tanh": of norm 0.1, as in `relu`), the same in W_enc,
+    b_enc = 0.
+
+    Source: arXiv 2407.14435 (l0, quadratic); Anthropic, Circuits Updates January 2025, "Dictionary Learning
+    Optimization Techniques" (tanh, for E‖x‖ = √d_in).
+    """
+
+    Config: ClassVar[type[CoderConfig]] = JumpReLUConfig
+    architecture: ClassVar[str] = "jumprelu"
+    config: JumpReLUConfig
+    input_norm: Tensor
+
+    def __init__(self, config: JumpReLUConfig) -> None:
+        super().__init__(config)
+        if config.unit_norm:
+            self.unit_norm_rows = ("W_dec",)
+        rows = unit_rows(torch.randn(config.d_sae, config.d_in))
+        if config.sparsity_loss == "tanh":
+            rows *= 0.1
+        self.W_enc = nn.Parameter(rows.clone())
+        self.b_enc = nn.Parameter(torch.zeros(config.d_sae))
+        self.log_theta = nn.Parameter(torch.full((config.d_sae,), math.log(config.relative_threshold)))
+        self.W_dec = nn.Parameter(rows)
+        self.b_dec = nn.Parameter(torch.zeros(config.d_in))
+        self.register_buffer("input_norm", torch.ones(()))
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> JumpReLUCoder:
+        """Every cast and move goes through here: thresholds, and the unit they are given in, stay float32 at least."""
+        kept = {"log_theta": self.log_theta.data, "input_norm": self.input_norm}
+        super()._apply(fn, recurse)
+        for name, before in kept.items():
+            now = getattr(self, name)
+            if now.dtype != wide(now.dtype):
+                now.data = before.to(now.device, wide(now.dtype))
+        return self
+
+    @property
+    def theta(self) -> Tensor:
+        """θ (d_sae,), float32 or float64."""
+        return self.log_theta.exp()
+
+    @torch.no_grad()
+    def initialise(self, x: Tensor, target: Tensor) -> None:
+        """b_dec, and what ε and θ are measured in: √(mean ‖x‖²) of the first batch (1 if that is 0)."""
+        super().initialise(x, target)
+        norm = x.to(self.input_norm.dtype).square().sum(-1).mean().sqrt()
+        self.input_norm.copy_(torch.where(norm > 0, norm, 1.0))
+        self.log_theta.copy_((self.config.relative_threshold * self.input_norm).log().expand_as(self.log_theta))
+
+    @torch.no_grad()
+    def resample(self, latents: Tensor, x: Tensor, target: Tensor, *, living: Tensor) -> None:
+        """See `SparseCoder.resample`; θ starts anew, too."""
+        super().resample(latents, x, target, living=living)
+        self.log_theta[latents] = (self.config.relative_threshold * self.input_norm).log()
+
+    def encode(self, x: Tensor) -> SparseCodes:
+        """x (…, d_in) → ragged codes, all of them above their thresholds."""
+        return encode(self.check_input(x), self.W_enc, self.b_enc, Threshold(self.theta))
+
+    def loss(self, x: Tensor, target: Tensor | None = None, *, dead: Tensor | None = None) -> Loss:
+        """See the class; `dead` makes no difference. The codes may have empty slots, where θ − ε/2 < z ≤ θ."""
+        target = self.check_target(x, target)
+        if self.config.sparsity_loss == "tanh":
+            return self._tanh_loss(self.check_input(x), target)
+        theta = self.theta
+        epsilon = self._epsilon(x, theta)
+        lowest = theta.detach() - epsilon / 2
+        pre_acts = encode(self.check_input(x), self.W_enc, self.b_enc, Threshold(lowest))
+        codes, reconstruction, l0 = jump(pre_acts, theta, epsilon, self.W_dec, self.b_dec)
+        error = squared_error(reconstruction, target)
+        parts = {"mse": error.detach(), "l0": l0.detach()}
+        penalty = l0
+        if self.config.l0_target is not None:
+            penalty = (l0 / self.config.l0_target - 1).square()
+            parts["quadratic"] = penalty.detach()
+        return Loss(error + self.sparsity * penalty, parts, codes, reconstruction)
+
+    def _tanh_loss(self, x: Tensor, target: Tensor) -> Loss:
+        theta = self.theta
+        codes = encode(x, self.W_enc, self.b_enc, Threshold(theta))
+        terms = dense_terms(
+            self.decode(codes),
+            x,
+            self.W_enc,
+            self.b_enc,
+            theta,
+            row_norms(self.W_dec),
+            self.W_dec.detach(),
+            self._epsilon(x, theta),
+            self.config.c,
+        )
+        n = max(1, len(x))
+        error, tanh, pre_act = squared_error(terms.reconstruction, target), terms.tanh / n, terms.pre_act / n
+        parts = {"mse": error.detach(), "tanh": tanh.detach(), "pre_act": pre_act.detach()}
+        total = error + self.sparsity * tanh + self.config.pre_act * pre_act
+        return Loss(total, parts, codes, terms.reconstruction)
+
+    def _epsilon(self, x: Tensor, theta: Tensor) -> Tensor:
+        """ε of each latent."""
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        return window(self.config.relative_bandwidth * self.input_norm, theta, dtype)
+
+    @torch.no_grad()
+    def fold(self, input: Affine, target: Affine) -> None:
+        """See `SparseCoder.fold`."""
+        fold_encoder(self.W_enc, self.b_enc, input)
+        fold_decoder(self.W_dec, self.b_dec, target)
+        if scale := target.common_scale():
+            rescale_latents(1 / scale, (self.W_enc, self.b_enc, self.input_norm), self.W_dec)
+            self.log_theta.sub_(math.log(scale))

@@ -1,0 +1,96 @@
+"""`relu`: the sparse autoencoder with ReLU and an L1 penalty, in its two forms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..codes import SparseCodes
+from ..ops import Threshold, encode
+from ._affine import Affine, fold_autoencoder, fold_decoder, fold_encoder, rescale_latents
+from ._base import CoderConfig, Loss
+from ._penalty import Penalised, PenaltyConfig
+from ._rows import unit_rows
+from ._sums import l1, row_norms, squared_error
+
+VARIANTS = ("april_2024", "2023")
+INITIAL_NORM = {"april_2024": 0.1, "2023": 1.0}  # of the rows of W_dec
+
+
+@dataclass(frozen=True)
+class ReLUConfig(PenaltyConfig):
+    """`variant`: "april_2024" (free decoder norms, which the penalty counts in) or "2023" (unit norms, pre-bias)."""
+
+    variant: Literal["april_2024", "2023"] = "april_2024"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_choice("variant", VARIANTS)
+
+
+class ReLUCoder(Penalised):
+    """variant "april_2024":  f = ReLU(W_enc x + b_enc);  x̂ = f W_dec + b_dec;  ‖x − x̂‖² + λ Σ_i f_i ‖d_i‖.
+    variant "2023":  f = ReLU(W_enc (x − b_dec) + b_enc);  x̂ = f W_dec + b_dec;  ‖x − x̂‖² + λ Σ_i f_i,  ‖d_i‖ = 1.
+
+    loss: the mean over tokens of these sums over features and latents. λ is `sparsity_coefficient`: it means the same
+    only for inputs of one scale, which in the April 2024 update is E‖x‖ = √d_in (training's `normalize`), with λ = 5.
+    Terms: `mse` (‖x − x̂‖²), `l1` (Σ f_i ‖d_i‖, without λ).
+
+    At the start: rows of W_dec point in random directions with norm 0.1 ("2023": 1, and they are kept there, with the
+    parallel part of the gradient removed), W_enc = W_decᵀ (the same rows), b_enc = 0.
+
+    Memory: an active latent of a token takes 8 bytes (value and index), 6 in 16 bits, and 4 bytes twice more while the
+    penalty is computed. At the start half of all latents are active: then codes take as much as dense float32 acts
+    would. Products with codes so full are done as chunked GEMMs where the cost model finds these faster (backend
+    `dense`); no backend is then to be pinned.
+
+    Source: Anthropic, Circuits Updates April 2024, "Update on how we train SAEs"; Bricken et al., Towards
+    Monosemanticity (2023).
+    """
+
+    Config: ClassVar[type[CoderConfig]] = ReLUConfig
+    architecture: ClassVar[str] = "relu"
+    config: ReLUConfig
+
+    def __init__(self, config: ReLUConfig) -> None:
+        super().__init__(config)
+        self.free_norms = config.variant == "april_2024"
+        if not self.free_norms:
+            self.unit_norm_rows = ("W_dec",)
+        rows = INITIAL_NORM[config.variant] * unit_rows(torch.randn(config.d_sae, config.d_in))
+        self.W_enc = nn.Parameter(rows.clone())
+        self.b_enc = nn.Parameter(torch.zeros(config.d_sae))
+        self.W_dec = nn.Parameter(rows)
+        self.b_dec = nn.Parameter(torch.zeros(config.d_in))
+
+    def encoder_input(self, x: Tensor) -> Tensor:
+        """What W_enc is applied to: x itself, in the form of 2023 with the decoder's bias taken off."""
+        x = self.check_input(x)
+        return x if self.free_norms else x - self.b_dec
+
+    def encode(self, x: Tensor) -> SparseCodes:
+        """x (…, d_in) → ragged codes, all of them positive."""
+        return encode(self.encoder_input(x), self.W_enc, self.b_enc, Threshold(0.0))
+
+    def loss(self, x: Tensor, target: Tensor | None = None, *, dead: Tensor | None = None) -> Loss:
+        """See the class; `dead` makes no difference."""
+        target = self.check_target(x, target)
+        codes = self.encode(x)
+        reconstruction = self.reconstruct(codes, x)
+        error = squared_error(reconstruction, target)
+        penalty = l1(codes, row_norms(self.W_dec) if self.free_norms else None)
+        parts = {"mse": error.detach(), "l1": penalty.detach()}
+        return Loss(error + self.sparsity * penalty, parts, codes, reconstruction)
+
+    def fold(self, input: Affine, target: Affine) -> None:
+        """See `SparseCoder.fold`."""
+        if self.free_norms:
+            fold_encoder(self.W_enc, self.b_enc, input)
+            fold_decoder(self.W_dec, self.b_dec, target)
+        else:
+            fold_autoencoder(self.W_enc, self.W_dec, self.b_dec, input)
+        if scale := target.common_scale():
+            rescale_latents(1 / scale, (self.W_enc, self.b_enc), self.W_dec)
