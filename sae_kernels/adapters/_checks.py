@@ -39,8 +39,8 @@ def paths(name: str, value: object, or_else: str = "") -> None:
         raise ArgumentError(f"{name} = {value!r}, expected a path or a list of paths{or_else}")
 
 
-def need(package: str) -> Any:
-    """Import an optional package on first need.
+def need(package: str, extra: str = "train") -> Any:
+    """Import an optional package, of the extra that brings it, on first need.
 
     Raises:
         AdapterError: it is not installed; says what to install.
@@ -50,4 +50,4 @@ def need(package: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name != package.partition(".")[0]:  # installed, but broken: its own message says more
             raise
-        raise AdapterError(f"the package {error.name!r} is not installed: pip install 'sae-kernels[train]'") from None
+        raise AdapterError(f"the package {error.name!r} is not installed: pip install 'sae-kernels[{extra}]'") from None

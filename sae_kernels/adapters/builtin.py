@@ -15,7 +15,7 @@ def sae_kernels_adapters() -> Iterable[Adapter]:
         Adapter(
             "huggingface",
             "a Hugging Face causal language model reading text",
-            "sae_kernels.adapters.huggingface:open_source",
+            "sae_kernels.adapters.huggingface_source:open_source",
         ),
         Adapter("tensors", "safetensors shards on disk", "sae_kernels.adapters.tensors:open_source"),
         Adapter(

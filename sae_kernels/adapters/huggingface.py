@@ -13,14 +13,10 @@ from torch import Tensor
 
 from ..errors import AdapterError, ArgumentError, describe
 from . import hook_points
-from ._checks import need, one_of, paths, positive
-from ._order import Split, split_range
-from .hook_points import Replace, listed
-from .text_activations import BlockOptions, CrossModelActivations, TextActivations, pack
-from .texts import STDLIB, read_texts, stdlib_texts
+from ._checks import need, one_of, positive
+from .hook_points import Replace
 
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
-_PROBE = 'def naïve(x1):\n    return "The quick brown fox", 3.14159  # unbelievably, 数\n'  # many kinds of token
 
 
 class HuggingFaceModel:
@@ -145,122 +141,6 @@ class HuggingFaceModel:
         if low < 0 or high >= vocabulary:
             raise ArgumentError(f"token ids from {low} to {high}, expected 0 to {vocabulary - 1}")
         return ids.view(-1, ids.shape[-1]).to(self.module.device, torch.int64)
-
-
-def open_source(
-    *,
-    model: str | Path | list[str],
-    text: str | Path | list[str],
-    hook_in: str | list[str],
-    hook_out: str | list[str] | None = None,
-    split: Split = "train",
-    heldout: float = 0.05,
-    context_length: int = 256,
-    block_sequences: int = 64,
-    forward_sequences: int = 16,
-    max_tokens: int | None = None,
-    seed: int = 0,
-    epochs: int | None = None,
-    dtype: str = "auto",
-    device: str = "cpu",
-    local_files_only: bool = False,
-    revision: str | list[str] | None = None,
-) -> TextActivations | CrossModelActivations:
-    """The `[activations]` table of a training configuration with `adapter = "huggingface"`.
-
-    model: folder or hub id of a causal language model; a list of them (one tokenizer): hook points are read from each,
-        and stand side by side
-    text: a text file, a .jsonl file ({"text": …} a line), a folder, a list of these, or "python-stdlib"
-    hook_in, hook_out: hook points of the coder's input and target, each one or a list, whose features stand side by
-        side; without hook_out the target is the input
-    split: "train" (shuffled), "heldout" or "all" (both in reading order)
-    heldout: fraction of the sequences, from the end, that "train" leaves out; "python-stdlib" is split by
-        file instead
-    context_length: tokens in a sequence
-    block_sequences: sequences read and mixed at a time
-    forward_sequences: sequences that go through the language model at a time
-    max_tokens: read no more than these, before the split
-    seed: of the order of sequences and rows
-    epochs: passes over the text; by default endless for "train", one otherwise
-    dtype: "auto" (as stored), "float32", "bfloat16" or "float16"
-    device: where the language model runs
-    local_files_only: never ask the network
-    revision: of a hub model; a list has one for each model
-    """
-    paths("text", text, f", or {STDLIB!r}")
-    paths("model", model)
-    one_of("split", split, ("train", "heldout", "all"))
-    points = [*listed("hook_in", hook_in), *(() if hook_out is None else listed("hook_out", hook_out))]
-    names, revisions = _models(model, revision)
-    for name, rev in zip(names, revisions, strict=True):
-        check_points(name, points, local_files_only=local_files_only, revision=rev)
-    models = [
-        HuggingFaceModel.load(name, dtype=dtype, device=device, local_files_only=local_files_only, revision=rev)
-        for name, rev in zip(names, revisions, strict=True)
-    ]
-    for name, other in zip(names, models, strict=True):
-        _check_reads_like(models[0], other, name, context_length)
-    texts = stdlib_texts(split) if text == STDLIB else read_texts(text)
-    sequences = pack(models[0], texts, context_length, max_tokens)
-    if text != STDLIB:
-        chosen = split_range(len(sequences), split, heldout)
-        sequences = sequences[chosen.start : chosen.stop]
-    train = split == "train"
-    options = BlockOptions(
-        block_sequences=block_sequences,
-        forward_sequences=forward_sequences,
-        shuffle=train,
-        seed=seed,
-        epochs=epochs if train or epochs else 1,
-    )
-    if len(models) > 1:
-        return CrossModelActivations(models, sequences, hook_in, hook_out, **options)
-    return TextActivations(models[0], sequences, hook_in, hook_out, **options)
-
-
-def check_points(model: str | Path, points: Iterable[str], *, local_files_only: bool, revision: str | None) -> None:
-    """See, before any weights are read, that a model has the hook points: by its configuration alone, from which
-    transformers builds its modules on the meta device. A model that it can't build so is checked when it runs.
-
-    Raises:
-        UnknownNameError: a module that the model does not have; names the nearest.
-    """
-    transformers = need("transformers")
-    name = str(model)
-    local = local_files_only or Path(name).is_dir()
-    try:
-        config = transformers.AutoConfig.from_pretrained(name, local_files_only=local, revision=revision)
-        with torch.device("meta"):
-            module = transformers.AutoModelForCausalLM.from_config(config)
-    except Exception:  # whatever it is, loading the model meets it too, and says so
-        return
-    for point in points:
-        hook_points.HookPoint.parse(point).resolve(module)
-
-
-def _models(model: str | Path | list[str], revision: str | list[str] | None) -> tuple[list[str], list[str | None]]:
-    """Names of the models and the revision of each."""
-    names = [str(name) for name in (model if isinstance(model, (list, tuple)) else [model])]
-    if not isinstance(revision, (list, tuple)):
-        return names, [revision] * len(names)
-    if len(revision) != len(names):
-        raise ArgumentError(f"revision has {len(revision)} entries, model has {len(names)}: expected one for each")
-    return names, list(revision)
-
-
-def _check_reads_like(first: HuggingFaceModel, other: HuggingFaceModel, name: str, context_length: int) -> None:
-    """Raise unless `other` takes the token ids that `first`'s tokenizer gives."""
-    mine, theirs = first.tokenizer.get_vocab(), other.tokenizer.get_vocab()
-    differ = sorted(token for token in mine.keys() | theirs.keys() if mine.get(token) != theirs.get(token))
-    if differ:
-        raise AdapterError(
-            f"model {name!r}: {len(differ)} tokens have another id than in the first model, {differ[0]!r} say "
-            f"({mine.get(differ[0])} there, {theirs.get(differ[0])} here); expected one tokenizer"
-        )
-    if first.tokenize(_PROBE).tolist() != other.tokenize(_PROBE).tolist():
-        raise AdapterError(f"model {name!r} splits text into other tokens than the first; expected one tokenizer")
-    if other.max_context is not None and context_length > other.max_context:
-        raise ArgumentError(f"context_length = {context_length}, model {name!r} takes at most {other.max_context}")
 
 
 def _sample(logits: Tensor, temperature: float, random: torch.Generator) -> Tensor:

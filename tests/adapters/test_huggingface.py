@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sae_kernels.adapters import HuggingFaceModel, LanguageSource, TextActivations, pack
-from sae_kernels.adapters.huggingface import open_source
+from sae_kernels.adapters.huggingface_source import open_source
 from sae_kernels.errors import AdapterError, ArgumentError, UnknownNameError
 
 MLP = "model.layers.1.mlp"

@@ -18,7 +18,7 @@ from sae_kernels.adapters import (
     TextActivations,
     pack,
 )
-from sae_kernels.adapters.huggingface import open_source
+from sae_kernels.adapters.huggingface_source import open_source
 from sae_kernels.errors import AdapterError, ArgumentError, UnknownNameError
 
 A, B, MLP = "model.layers.0", "model.layers.2", "model.layers.1.mlp"
