@@ -5,7 +5,8 @@ checkpoints/step_00001000/
     coder/                    the native format: `sae_kernels.load` reads it
     optimizer.safetensors     Adam's state: `<parameter>/exp_avg`, …
     counters.safetensors      tokens_since_fired
-    state.json                step, tokens, position in the data, random states
+    normalize.safetensors     with a normalisation: mean and scale of input and target
+    state.json                step, tokens, latents resampled, position in the data, random states
     manifest.json             sizes and checksums of all of these
 """
 
@@ -32,10 +33,12 @@ from ..errors import CheckpointError, FormatError
 from ..files import atomic_directory
 from . import manifest
 from .batches import Position
+from .normalize import Normalization
 
 VERSION = 1
 _NAME = re.compile(r"step_(\d{8,})")
 _CODER, _OPTIMIZER, _COUNTERS, _STATE = "coder", "optimizer.safetensors", "counters.safetensors", "state.json"
+_NORMALIZE = "normalize.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +52,8 @@ class Checkpoint:
     optimizer: dict[str, Tensor]
     tokens_since_fired: Tensor
     random: dict[str, Any]
+    normalize: Normalization | None = None
+    resampled: int = 0
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, coder: SparseCoder) -> dict[str, Tensor]:
@@ -81,10 +86,13 @@ def write(checkpoint: Checkpoint, root: Path, keep: int) -> Path:
             formats.save(checkpoint.coder, folder / _CODER)
             save_file(checkpoint.optimizer, folder / _OPTIMIZER)
             save_file({"tokens_since_fired": checkpoint.tokens_since_fired.contiguous()}, folder / _COUNTERS)
+            if checkpoint.normalize is not None:
+                save_file(checkpoint.normalize.tensors(), folder / _NORMALIZE)
             state = {
                 "version": VERSION,
                 "step": checkpoint.step,
                 "tokens": checkpoint.tokens,
+                "resampled": checkpoint.resampled,
                 "position": checkpoint.position._asdict(),
                 "random": checkpoint.random,
             }
@@ -159,6 +167,7 @@ def _read(path: Path) -> Checkpoint:
     state = json.loads((path / _STATE).read_text(encoding="utf-8"))
     if state["version"] != VERSION:
         raise CheckpointError(f"{path}: version {state['version']!r}, expected {VERSION}")
+    normalize = path / _NORMALIZE
     return Checkpoint(
         state["step"],
         state["tokens"],
@@ -167,6 +176,8 @@ def _read(path: Path) -> Checkpoint:
         load_file(path / _OPTIMIZER),
         load_file(path / _COUNTERS)["tokens_since_fired"],
         state["random"],
+        Normalization.from_tensors(load_file(normalize)) if normalize.exists() else None,
+        state.get("resampled", 0),
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from ..errors import ConfigError
 from .keys import keys
 from .open_tables import FROM_SOURCE, ActivationsTable, CoderTable
-from .parsing import TABLES, parse
+from .parsing import TABLES, check_together, parse
 from .tables import OutputTable, TrainingTable
 
 
@@ -35,7 +35,9 @@ class Config:
             ConfigError: naming `source`, the table and the key; for an unknown name also the nearest known.
         """
         try:
-            return cls(*parse(data))
+            config = cls(*parse(data))
+            check_together(config.coder, config.training)
+            return config
         except ConfigError as error:
             raise ConfigError(f"{source}: {error}") from error
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..architectures import coder_class
 from ..errors import ConfigError, SaeKernelsError, nearest
 from .keys import keys
 from .open_tables import FROM_SOURCE, ActivationsTable, CoderTable
@@ -42,6 +43,21 @@ def parse(data: Mapping[str, Any]) -> tuple[ActivationsTable, CoderTable, Traini
         _training(tables["training"]),
         _output(tables["output"]),
     )
+
+
+def check_together(coder: CoderTable, training: TrainingTable) -> None:
+    """Raise ConfigError for what the architecture cannot do."""
+    cls = coder_class(coder.architecture)
+    if training.normalize != "none" and not cls.can_fold():
+        raise ConfigError(
+            f"[training] normalize = {training.normalize!r}: architecture {coder.architecture!r} cannot fold a "
+            "normalisation into its weights, expected 'none'"
+        )
+    if training.resample_every is not None and not cls.can_resample():
+        raise ConfigError(
+            f"[training] resample_every = {training.resample_every}: architecture {coder.architecture!r} "
+            "does not resample latents"
+        )
 
 
 def _activations(values: dict[str, Any]) -> ActivationsTable:
@@ -124,3 +140,15 @@ def _hint(name: str, choices: Iterable[str]) -> str:
     choices = list(choices)
     close = nearest(name, choices)
     return f"did you mean {' or '.join(map(repr, close))}?" if close else f"known: {', '.join(choices)}"
+
+
+def parse_activations(data: Mapping[str, Any]) -> ActivationsTable:
+    """The `[activations]` table alone, from tables of which others may be missing.
+
+    Raises:
+        ConfigError: as `parse`.
+    """
+    values = data.get("activations")
+    if not isinstance(values, Mapping):
+        raise ConfigError("no table [activations], expected one: it says what to read")
+    return _activations(dict(values))

@@ -10,9 +10,9 @@ from .run import Run
 
 
 class Progress:
-    """Tokens done, tokens a second, and the last logged loss, FVU, L0 and dead fraction."""
+    """Tokens done, tokens a second, and the last logged loss, FVU, L0 and dead fraction; `place` is the bar's line."""
 
-    def __init__(self, run: Run, shown: bool) -> None:
+    def __init__(self, run: Run, shown: bool, place: int = 0) -> None:
         total = run.total_steps * run.config.training.batch_size
         label = run.directory.name or str(run.directory)
         self._bar = tqdm(
@@ -23,6 +23,7 @@ class Progress:
             unit_scale=True,
             dynamic_ncols=True,
             disable=not shown,
+            position=place or None,
         )
 
     def advance(self, tokens: int) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import random
-from collections.abc import Iterator
 from typing import Any
 
 import numpy
@@ -13,17 +11,44 @@ import torch
 from torch import Tensor
 
 
-@contextlib.contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Inside the block the states depend on `seed` alone; then they are as before."""
-    before = capture()
-    torch.manual_seed(seed)
-    numpy.random.seed(seed % 2**32)
-    random.seed(seed)
-    try:
-        yield
-    finally:
-        restore(before)
+class Own:
+    """Random states of one's own, which depend on `seed` and on what was drawn inside alone:
+
+    own = Own(3)
+    with own: torch.rand(1)
+    with own: torch.rand(1)  # goes on
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+        self._states: list[Any] | None = None
+        self._outside: list[Any] = []
+
+    def __enter__(self) -> None:
+        self._outside.append(_current())
+        if self._states is None:
+            torch.manual_seed(self.seed)
+            numpy.random.seed(self.seed % 2**32)
+            random.seed(self.seed)
+        else:
+            _set(self._states)
+
+    def __exit__(self, *_: object) -> None:
+        self._states = _current()
+        _set(self._outside.pop())
+
+
+def _current() -> list[Any]:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    return [torch.get_rng_state(), numpy.random.get_state(), random.getstate(), cuda]
+
+
+def _set(states: list[Any]) -> None:
+    torch.set_rng_state(states[0])
+    numpy.random.set_state(states[1])
+    random.setstate(states[2])
+    if states[3] is not None:
+        torch.cuda.set_rng_state_all(states[3])
 
 
 def capture() -> dict[str, Any]:

@@ -14,6 +14,8 @@ from ..architectures import SparseCoder
 from .batches import Batches
 from .config import Config
 from .log import finite
+from .normalize import Normalization
+from .random_state import Own
 
 
 @dataclass(eq=False)
@@ -22,7 +24,8 @@ class Run:
 
     `step` and `tokens` count what has been trained on, over all resumes; `metrics` is the last line of
     metrics.jsonl; `outcome` is "running", then "finished", "interrupted" or "failed". `tokens_since_fired` is
-    int64 (d_sae,).
+    int64 (d_sae,). `coder` sees activations as `normalize` makes them (None: as they are); `random` are the random
+    states that its steps run under; `resampled` counts latents started anew.
     """
 
     config: Config
@@ -32,6 +35,9 @@ class Run:
     optimizer: torch.optim.Optimizer
     batches: Batches
     tokens_since_fired: Tensor
+    normalize: Normalization | None = None
+    random: Own = field(default_factory=Own)
+    resampled: int = 0
     step: int = 0
     tokens: int = 0
     resumed_from: int | None = None

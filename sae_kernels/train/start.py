@@ -13,9 +13,12 @@ from ..errors import ConfigError
 from ..files import atomic_file
 from . import checkpoint as checkpoints
 from . import random_state, tensorboard
+from .adam_rows import AdamRows
 from .batches import Batches, Position
 from .checkpoint import Checkpoint
 from .config import Config
+from .normalize import Estimate, Normalization
+from .random_state import Own
 from .run import Run
 
 CONFIG, CODER = "config.json", "coder"
@@ -77,18 +80,33 @@ def take_over(config: Config, directory: Path, saved: Checkpoint | None) -> None
             path.write_text(json.dumps(config.resolved(), indent=2, default=str) + "\n", encoding="utf-8")
 
 
-def begin(config: Config, source: ActivationSource) -> Run:
+def normalization_of(config: Config, source: ActivationSource) -> Estimate | None:
+    """What is to be estimated before a new run begins."""
+    training = config.training
+    if training.normalize == "none":
+        return None
+    n_layers = config.coder.fields.get("n_layers", 1)
+    for name in ("d_in", "d_out"):
+        if getattr(source, name) % n_layers:
+            raise ConfigError(
+                f"[coder] n_layers = {n_layers}, the activations have {name} = {getattr(source, name)}: "
+                "expected as many features of each layer"
+            )
+    return Estimate(source, training.normalize, training.normalize_tokens, n_layers)
+
+
+def begin(config: Config, source: ActivationSource, normalize: Normalization | None, random: Own) -> Run:
     """A new run; what the coder takes from data, it takes from the first batch."""
     training = config.training
     coder = config.coder.create(source).to(training.device, getattr(torch, training.dtype))
-    run = _run(config, source, coder, None)
+    run = _run(config, source, coder, None, normalize, random)
     x, target = on_device(run, *run.batches.next())
     coder.initialise(x, target)
     run.batches.position = Position()
     return run
 
 
-def go_on(config: Config, source: ActivationSource, saved: Checkpoint) -> Run:
+def go_on(config: Config, source: ActivationSource, saved: Checkpoint, random: Own) -> Run:
     """The run as it was when `saved` was written."""
     for name in ("d_in", "d_out"):
         if getattr(saved.coder, name) != getattr(source, name):
@@ -96,27 +114,58 @@ def go_on(config: Config, source: ActivationSource, saved: Checkpoint) -> Run:
                 f"[activations] the source has {name} = {getattr(source, name)}, "
                 f"the run in {config.output.dir} was begun with {getattr(saved.coder, name)}"
             )
-    run = _run(config, source, saved.coder.to(config.training.device), saved.position)
+    run = _run(config, source, saved.coder.to(config.training.device), saved.position, saved.normalize, random)
     checkpoints.restore_optimizer(run.optimizer, run.coder, saved.optimizer)
     run.tokens_since_fired.copy_(saved.tokens_since_fired)
     run.step, run.tokens, run.resumed_from = saved.step, saved.tokens, saved.step
+    run.resampled = saved.resampled
     random_state.restore(saved.random)
     return run
 
 
 def on_device(run: Run, x: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """A batch where the coder is, in its dtype."""
-    to = {"device": run.config.training.device, "dtype": getattr(torch, run.config.training.dtype)}
-    moved = x.to(**to)
-    return moved, moved if target is x else target.to(**to)
+    """A batch where the coder is, normalised, in its dtype."""
+    device, dtype = run.config.training.device, getattr(torch, run.config.training.dtype)
+    moved = x.to(device)
+    there = moved if target is x else target.to(device)
+    if run.normalize is not None:
+        return run.normalize.apply(moved, there, dtype)
+    return (moved := moved.to(dtype)), moved if target is x else there.to(dtype)
 
 
-def _run(config: Config, source: ActivationSource, coder: SparseCoder, position: Position | None) -> Run:
+def _run(
+    config: Config,
+    source: ActivationSource,
+    coder: SparseCoder,
+    position: Position | None,
+    normalize: Normalization | None,
+    random: Own,
+) -> Run:
     training = config.training
-    optimizer = torch.optim.Adam(coder.parameters(), lr=0.0, betas=training.betas, eps=training.eps, fused=True)
     counters = torch.zeros(coder.d_sae, dtype=torch.int64, device=training.device)
     batches = Batches(source, training.batch_size, position)
-    return Run(config, config.output.dir, source, coder.train(), optimizer, batches, counters)
+    return Run(
+        config,
+        config.output.dir,
+        source,
+        coder.train(),
+        _optimizer(config, coder),
+        batches,
+        counters,
+        normalize,
+        random,
+    )
+
+
+def _optimizer(config: Config, coder: SparseCoder) -> torch.optim.Optimizer:
+    training = config.training
+    options = {"lr": 0.0, "betas": training.betas, "eps": training.eps}
+    if training.optimizer == "adam":
+        return torch.optim.Adam(coder.parameters(), **options, fused=True)
+    coder.unit_norm_in_optimizer = True
+    return AdamRows(
+        coder.parameters(), **options, unit_norm=[coder.get_parameter(name) for name in coder.unit_norm_rows]
+    )
 
 
 def _check_same(config: Config, path: Path) -> None:

@@ -24,14 +24,25 @@ class TrainingTable:
     steps: int | None = key(
         "train this many steps; give this or `tokens`", None, unset="from `tokens`", may_change=True
     )
-    batch_size: int = key("tokens in a batch", 4096)
+    batch_size: int = key("tokens in a batch: in a step of the optimiser", 4096)
+    accumulate: int = key("equal parts in which a batch goes through, in turn; their losses are averaged", 1)
+    normalize: Literal["none", "sqrt_d", "sqrt_d_centred"] = key(
+        "scale activations so that E‖x‖ = √d, with the mean taken off first (centred); folded into the saved coder",
+        "none",
+    )
+    normalize_tokens: int = key("tokens that the normalisation is estimated on", 100_000)
+    optimizer: Literal["adam", "adam_rows"] = key("torch's fused Adam, or the kernel `adam_rows`", "adam")
     lr: float | None = key("Adam's learning rate after warm-up", None, unset="2e-4 · √(16384 / d_sae)")
+    lr_schedule: Literal["linear", "cosine", "constant"] = key("shape of the fall at the end", "linear")
     lr_warmup_steps: int = key("steps over which the rate rises linearly to `lr`", 100)
-    lr_decay_fraction: float = key("last part of training, over which the rate falls linearly towards 0", 0.2)
+    lr_decay_fraction: float = key("last part of training, over which the rate falls towards 0", 0.2)
     betas: tuple[float, float] = key("Adam's decay rates of the two moments", (0.9, 0.999))
     eps: float = key("Adam's ε; small, since gradients of rarely used latents are", 6.25e-10)
     grad_clip: float | None = key("largest norm of all gradients together; above it they are scaled down", None)
     dead_after_tokens: int = key("a latent that has not fired for so many tokens counts as dead", 10_000_000)
+    resample_every: int | None = key("steps between fresh starts of dead latents", None, unset="never")
+    resample_until: int | None = key("last step at which they are given", None, unset="half of all steps")
+    resample_tokens: int = key("tokens among which those reconstructed worst are drawn", 32_768)
     log_every: int = key("steps between lines of metrics.jsonl", 10, may_change=True)
     checkpoint_every: int = key("steps between checkpoints", 1000, may_change=True)
     keep_checkpoints: int = key("how many of the newest checkpoints stay", 2, may_change=True)
@@ -49,6 +60,11 @@ class TrainingTable:
             "tokens",
             "steps",
             "batch_size",
+            "accumulate",
+            "normalize_tokens",
+            "resample_every",
+            "resample_until",
+            "resample_tokens",
             "dead_after_tokens",
             "log_every",
             "checkpoint_every",
@@ -56,6 +72,9 @@ class TrainingTable:
         ):
             self._require(name, "at least 1", lambda value: value >= 1)
         self._require("keep_checkpoints", "at least 1", lambda value: value >= 1)
+        self._require("accumulate", f"a divisor of batch_size = {self.batch_size}", lambda n: self.batch_size % n == 0)
+        if self.resample_until is not None and self.resample_every is None:
+            raise ConfigError(f"[training] resample_until = {self.resample_until}, but there is no resample_every")
         self._require("lr", "a finite number > 0", lambda value: 0 < value < math.inf)
         self._require("lr_warmup_steps", "at least 0", lambda value: value >= 0)
         self._require("lr_decay_fraction", "a fraction from 0 to 1", lambda value: 0 <= value <= 1)

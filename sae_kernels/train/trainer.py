@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
 
 import torch
 
 from .. import formats
+from ..adapters import ActivationSource
 from ..errors import TrainingError
 from ..files import atomic_file
 from ..plugins import plugins
@@ -19,8 +20,12 @@ from .checkpoint import Checkpoint
 from .config import Config
 from .denormals import flushed
 from .lock import locked
+from .lockstep import lockstep
 from .log import MetricsLog
+from .normalize import estimate
 from .progress import Progress
+from .random_state import Own
+from .resample import resample_if_due
 from .run import Run
 from .step import learning_rate, measure, require_finite_weights, take_step
 from .stopping import Stop, stop_on_signal
@@ -45,36 +50,71 @@ def train(config: Config, *, resume: bool = True, progress: bool = True) -> Run:
             another process trains there.
         CheckpointError: something could not be written, or no checkpoint read.
     """
-    begun = time.monotonic()
-    start.check_machine(config)
-    start.claim(config.output.dir)
-    with locked(config.output.dir), _threads(config.training.threads), flushed(torch.get_num_threads()):
-        saved = start.earlier(config, config.output.dir, resume)
-        source = config.activations.open()
-        with random_state.seeded(config.coder.seed):
-            run = start.begin(config, source) if saved is None else start.go_on(config, source, saved)
-            start.take_over(config, run.directory, saved)
-            with _announced(run), stop_on_signal() as stop:
-                _steps(run, stop, progress)
-                _finish(run, time.monotonic() - begun)
+    (run,) = _train([config], resume, progress)
     return run
 
 
-def _steps(run: Run, stop: Stop, progress: bool) -> None:
-    """The steps that are left, with their lines in metrics.jsonl and their checkpoints."""
+def _train(configs: Sequence[Config], resume: bool, progress: bool) -> list[Run]:
+    """All of them step by step in turn, on blocks that are read once."""
+    begun = time.monotonic()
+    for config in configs:
+        start.check_machine(config)
+        start.claim(config.output.dir)
+    with contextlib.ExitStack() as held:
+        for config in configs:
+            held.enter_context(locked(config.output.dir))
+        held.enter_context(_threads(configs[0].training.threads))
+        held.enter_context(flushed(torch.get_num_threads()))
+        saved = [start.earlier(config, config.output.dir, resume) for config in configs]
+        runs = _begin(configs, [config.activations.open() for config in configs], saved)
+        with stop_on_signal() as stop:
+            lockstep([(run, _steps(run, stop, progress, begun)) for run in runs])
+    return runs
+
+
+def _begin(
+    configs: Sequence[Config], sources: Sequence[ActivationSource], saved: Sequence[Checkpoint | None]
+) -> list[Run]:
+    """The runs, before their next step; what earlier ones left goes when all are ready to begin."""
+    pairs = list(zip(configs, sources, saved, strict=True))
+    jobs = {i: start.normalization_of(*pair[:2]) for i, pair in enumerate(pairs) if pair[2] is None}
+    wanted = {i: job for i, job in jobs.items() if job is not None}
+    found = dict(zip(wanted, estimate(list(wanted.values())), strict=True))
+    runs = []
+    for i, (config, source, earlier) in enumerate(pairs):
+        with (random := Own(config.coder.seed)):
+            if earlier is None:
+                runs.append(start.begin(config, source, found.get(i), random))
+            else:
+                runs.append(start.go_on(config, source, earlier, random))
+    for config, run, earlier in zip(configs, runs, saved, strict=True):
+        start.take_over(config, run.directory, earlier)
+    return runs
+
+
+def _steps(run: Run, stop: Stop, progress: bool, begun: float, place: int = 0) -> Generator[None]:
+    """The steps that are left, a step at a time, with their lines in metrics.jsonl and their checkpoints; at the end
+    what a finished run leaves."""
+    with _announced(run):
+        yield from _train_steps(run, stop, progress, place)
+        _finish(run, time.monotonic() - begun)
+
+
+def _train_steps(run: Run, stop: Stop, progress: bool, place: int) -> Generator[None]:
     training = run.config.training
     with checkpoints.reported(run.log_path, run.checkpoints):
         log = MetricsLog(run.log_path, run.step)
     run.metrics = log.last
-    bar = Progress(run, progress)
+    bar = Progress(run, progress, place)
     with contextlib.closing(log), contextlib.closing(bar), _last_good(run):
-        clock, tokens = time.monotonic(), run.tokens
+        clock, tokens, written = time.monotonic(), run.tokens, run.step
         while run.step < run.total_steps and not stop.asked:
             x, target = start.on_device(run, *run.batches.next())
             lr = learning_rate(run)
-            loss, norm = take_step(run, x, target)
+            losses, norm = take_step(run, x, target)
+            resample_if_due(run)
             if run.step % training.log_every == 0 or run.step == run.total_steps:
-                run.metrics = measure(run, loss, norm, target, lr)
+                run.metrics = measure(run, losses, norm, target, lr)
                 now = time.monotonic()
                 run.metrics["tokens_per_second"] = (run.tokens - tokens) / max(now - clock, 1e-9)
                 clock, tokens = now, run.tokens
@@ -85,6 +125,10 @@ def _steps(run: Run, stop: Stop, progress: bool) -> None:
             bar.advance(len(x))
             if run.step % training.checkpoint_every == 0 or run.step == run.total_steps or stop.asked:
                 _checkpoint(run, log)
+                written = run.step
+            yield
+        if run.step > written:  # asked to stop while others made their step
+            _checkpoint(run, log)
 
 
 def _checkpoint(run: Run, log: MetricsLog) -> None:
@@ -100,6 +144,8 @@ def _checkpoint(run: Run, log: MetricsLog) -> None:
             checkpoints.optimizer_tensors(run.optimizer, run.coder),
             run.tokens_since_fired,
             random_state.capture(),
+            run.normalize,
+            run.resampled,
         ),
         run.checkpoints,
         run.config.training.keep_checkpoints,
@@ -114,7 +160,7 @@ def _finish(run: Run, seconds: float) -> None:
     if run.outcome == "finished":
         coder = run.directory / start.CODER
         with checkpoints.reported(coder, run.checkpoints):
-            formats.save(run.coder, coder)
+            formats.save(run.coder if run.normalize is None else run.normalize.folded(run.coder), coder)
     summary = run.directory / "run.json"
     with checkpoints.reported(summary, run.checkpoints), atomic_file(summary) as path:
         path.write_text(json.dumps(run.summary(), indent=2) + "\n", encoding="utf-8")

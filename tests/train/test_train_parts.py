@@ -18,7 +18,11 @@ def test_the_rate_rises_stays_and_falls() -> None:
     factors = [lr_factor(step, 10, 2, 0.4) for step in range(10)]
     assert factors == pytest.approx([0.5, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25])
     assert [lr_factor(step, 3, 0, 0.0) for step in range(3)] == [1, 1, 1]
-    assert all(0 < lr_factor(step, 5, 100, 1.0) <= 1 for step in range(5))
+    for schedule in ("linear", "cosine"):
+        assert all(0 < lr_factor(step, 5, 100, 1.0, schedule) <= 1 for step in range(5))
+    cosine = [lr_factor(step, 10, 2, 0.4, "cosine") for step in range(10)]
+    assert cosine == pytest.approx([0.5, 1, 1, 1, 1, 1, 1, 0.5 + 0.5**1.5, 0.5, 0.5 - 0.5**1.5])
+    assert [lr_factor(step, 3, 2, 0.9, "constant") for step in range(3)] == [0.5, 1, 1]
 
 
 def denormals(n_threads: int) -> list[bool]:
@@ -42,12 +46,15 @@ def draw() -> list[float]:
 
 
 def test_random_states_survive_json() -> None:
-    with random_state.seeded(3):
+    with random_state.Own(3):
         draw()
         state = json.loads(json.dumps(random_state.capture()))
         expected = draw()
         random_state.restore(state)
         assert draw() == expected
-    with random_state.seeded(3):
+    own = random_state.Own(3)
+    with own:
         draw()
+    draw()
+    with own:
         assert draw() == expected

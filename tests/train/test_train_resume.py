@@ -81,7 +81,14 @@ def result(directory: Path) -> dict[str, Any]:
         str(path.relative_to(directory)): path.read_bytes()
         for path in sorted(directory.rglob("*"))
         if path.is_file()
-        and path.name in ("weights.safetensors", "optimizer.safetensors", "counters.safetensors", "state.json")
+        and path.name
+        in (
+            "weights.safetensors",
+            "optimizer.safetensors",
+            "counters.safetensors",
+            "normalize.safetensors",
+            "state.json",
+        )
     }
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
@@ -90,9 +97,27 @@ def result(directory: Path) -> dict[str, Any]:
     return {"files": files, "metrics": lines, "leftovers": leftovers}
 
 
+EVERYTHING = {
+    "normalize": "sqrt_d_centred",
+    "normalize_tokens": 200,
+    "accumulate": 2,
+    "optimizer": "adam_rows",
+    "lr_schedule": "cosine",
+    "resample_every": 4,
+    "resample_until": 20,
+    "resample_tokens": 64,
+    "grad_clip": 1.0,
+}
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_killed_at_any_moment(tables: Tables, tmp_path: Path) -> None:
-    tables["training"].update(steps=40, checkpoint_every=3, log_every=2)
+@pytest.mark.parametrize(
+    ("architecture", "training"),
+    [pytest.param("topk", {}, id="plain"), pytest.param("batch_topk", EVERYTHING, id="everything")],
+)
+def test_killed_at_any_moment(tables: Tables, tmp_path: Path, architecture: str, training: dict[str, Any]) -> None:
+    tables["coder"]["architecture"] = architecture
+    tables["training"].update(steps=24, checkpoint_every=3, log_every=2, **training)
     tables["output"]["dir"] = str(tmp_path / "whole")
     whole = train(Config.from_dict(tables), progress=False)
 
@@ -102,6 +127,7 @@ def test_killed_at_any_moment(tables: Tables, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert int(done.stdout.split()[-1]) >= 3, done.stdout
     expected, found = result(whole.directory), result(tmp_path / "killed")
+    assert not training or whole.resampled > 0
     assert found["metrics"] == expected["metrics"]
     assert sorted(found["files"]) == sorted(expected["files"])
     for name, data in expected["files"].items():
