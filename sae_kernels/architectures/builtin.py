@@ -24,9 +24,20 @@ def sae_kernels_architectures() -> list[Architecture]:
         ),
         Architecture(
             "transcoder",
-            "TopK transcoder, optional linear skip (2406.11944, 2501.18823)",
+            "transcoder, TopK or ReLU with L1, optional linear skip (2406.11944, 2501.18823)",
             f"{here}.transcoder:Transcoder",
         ),
+        Architecture(
+            "skip_transcoder",
+            "transcoder with a linear skip (2501.18823)",
+            f"{here}.skip_transcoder:SkipTranscoder",
+        ),
+        Architecture(
+            "crosscoder",
+            "crosscoder of several layers, or of one layer of several models (Lindsey 2024)",
+            f"{here}.crosscoder:Crosscoder",
+        ),
+        Architecture("clt", "cross-layer transcoder, JumpReLU (Ameisen 2025)", f"{here}.clt:CrossLayerTranscoder"),
         Architecture(
             "relu", "ReLU sparse autoencoder with L1, as of April 2024 or of 2023 (Anthropic)", f"{here}.relu:ReLUCoder"
         ),

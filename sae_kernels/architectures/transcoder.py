@@ -2,31 +2,68 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ..codes import SparseCodes
+from ..errors import ConfigError
+from ..ops import Threshold, encode
 from ._affine import Affine, fold_decoder, fold_encoder, rescale_latents
-from ._base import CoderConfig
+from ._base import CoderConfig, Loss
+from ._penalty import ramp
+from ._rows import unit_rows
+from ._sums import l1, squared_error
 from .topk import TopKCoder, TopKConfig
+
+ACTIVATIONS = ("topk", "relu")
+OF_TOPK = {"k": None, "k_anneal_from": None, "k_aux": None, "multi_topk": False}  # and what each is if not given
 
 
 @dataclass(frozen=True)
 class TranscoderConfig(TopKConfig):
-    """As `TopKConfig`; `d_target` is the width of the target (None: d_in), `skip` adds W_skip x."""
+    """As `TopKConfig`; `d_target` is the width of the target (None: d_in), `skip` adds W_skip x.
 
-    normalize_decoder: bool = False
+    `activation` "topk" needs `k`. "relu" has no k and no AuxK, but `sparsity_coefficient`, λ, which rises linearly from
+    0 over the first `sparsity_warmup_steps` steps. `normalize_decoder` None: true with "relu", false with "topk".
+    """
+
+    k: int | None = None  # pyright: ignore[reportIncompatibleVariableOverride]  (frozen: read only)
+    normalize_decoder: bool | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
     d_target: int | None = None
     skip: bool = False
+    activation: Literal["topk", "relu"] = field(default="topk", kw_only=True)
+    sparsity_coefficient: float | None = field(default=None, kw_only=True)
+    sparsity_warmup_steps: int = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
+        self.require_choice("activation", ACTIVATIONS)
+        relu = self.activation == "relu"
+        if self.normalize_decoder is None:
+            object.__setattr__(self, "normalize_decoder", relu)
         super().__post_init__()
         self.require_bool("skip")
+        self.require_count("sparsity_warmup_steps")
         if self.d_target is not None:
             self.require_positive("d_target")
+        if relu:
+            for name, unset in OF_TOPK.items():
+                self._require_unset(name, unset)
+            self.require_not_negative("sparsity_coefficient")
+        else:
+            self._require_unset("sparsity_coefficient", None)
+            self._require_unset("sparsity_warmup_steps", 0)
+
+    def require_k(self, name: str = "k") -> None:
+        """As in every configuration with a k, where there is one."""
+        if self.activation == "topk":
+            super().require_k(name)
+
+    def _require_unset(self, name: str, unset: object) -> None:
+        if (value := getattr(self, name)) != unset:
+            raise ConfigError(f"{name} = {value!r} with activation = {self.activation!r}, which has no {name}")
 
     @property
     def d_out(self) -> int:
@@ -35,10 +72,16 @@ class TranscoderConfig(TopKConfig):
 
 
 class Transcoder(TopKCoder):
-    """f = ReLU(TopK(W_enc x + b_enc));  ŷ = f W_dec + b_dec (+ W_skip x).
+    """f = ReLU(TopK(W_enc x + b_enc)), or f = ReLU(W_enc x + b_enc);  ŷ = f W_dec + b_dec (+ W_skip x).
 
-    loss: as `TopKCoder`, with the target y in the place of x. W_dec and W_skip start at 0, b_dec at the target's
-    mean, so that training starts from the mean as its prediction.
+    loss, activation "topk": as `TopKCoder`, with the target y in the place of x. W_dec and W_skip start at 0, b_dec at
+    the target's mean, so that training starts from the mean as its prediction.
+
+    loss, activation "relu": ‖y − ŷ‖² + λ ‖f‖₁, the mean over tokens of these sums over features and latents; terms
+    `mse` and `l1` (without λ). λ is `sparsity_coefficient`, and means the same only for targets of one scale. ‖f‖₁
+    means something only beside decoder rows whose norm is fixed: they start at norm 1 in random directions (not at 0,
+    from where the first step would throw them to norm 1) and are kept there, unless `normalize_decoder` says no.
+    At the start half of all latents are active: see `ReLUCoder` for what such codes take.
 
     Source: transcoders arXiv 2406.11944, skip transcoders arXiv 2501.18823.
     """
@@ -51,18 +94,42 @@ class Transcoder(TopKCoder):
     def __init__(self, config: TranscoderConfig) -> None:
         super().__init__(config)
         self.W_skip = nn.Parameter(torch.zeros(config.d_out, config.d_in)) if config.skip else None
+        self.sparsity = float(config.sparsity_coefficient or 0.0)
 
     def _initial_decoder(self, directions: Tensor) -> Tensor:
-        return torch.zeros(self.config.d_sae, self.config.d_out)
+        shape = self.config.d_sae, self.config.d_out
+        return torch.zeros(shape) if self.config.activation == "topk" else unit_rows(torch.randn(shape))
 
     def encoder_input(self, x: Tensor) -> Tensor:
         """x itself: b_dec lives in the target's space."""
         return self.check_input(x)
 
+    def encode(self, x: Tensor) -> SparseCodes:
+        """x (…, d_in) → fixed-width codes (…, k); with "relu" ragged ones, all of them positive."""
+        if self.config.activation == "topk":
+            return super().encode(x)
+        return encode(self.encoder_input(x), self.W_enc, self.b_enc, Threshold(0.0))
+
     def reconstruct(self, codes: SparseCodes, x: Tensor) -> Tensor:
         """Decoded codes, plus W_skip x with a skip."""
         y = self.decode(codes)
         return y if self.W_skip is None else y + x @ self.W_skip.mT
+
+    def on_step(self, step: int, total_steps: int) -> None:
+        """k and λ of this step."""
+        super().on_step(step, total_steps)
+        self.sparsity = ramp(step, self.config.sparsity_warmup_steps) * (self.config.sparsity_coefficient or 0.0)
+
+    def loss(self, x: Tensor, target: Tensor | None = None, *, dead: Tensor | None = None) -> Loss:
+        """See the class; with "relu", `dead` makes no difference."""
+        if self.config.activation == "topk":
+            return super().loss(x, target, dead=dead)
+        target = self.check_target(x, target)
+        codes = self.encode(x)
+        reconstruction = self.reconstruct(codes, x)
+        error, penalty = squared_error(reconstruction, target), l1(codes)
+        parts = {"mse": error.detach(), "l1": penalty.detach()}
+        return Loss(error + self.sparsity * penalty, parts, codes, reconstruction)
 
     @torch.no_grad()
     def fold(self, input: Affine, target: Affine) -> None:

@@ -1,0 +1,306 @@
+"""`clt`: the cross-layer transcoder."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from .. import settings
+from ..codes import SparseCodes
+from ..errors import ConfigError
+from ..ops import Threshold, decode, encode
+from ._affine import Affine, fold_encoder
+from ._base import CoderConfig, Loss
+from ._layers import LayersConfig, merged, split
+from ._penalty import Penalised
+from ._rows import unit_rows
+from ._slots import at_slots, latent_sums
+from ._straight_through import jump, window
+from ._sums import row_norms, squared_error, wide
+
+
+@dataclass(frozen=True)
+class CLTConfig(LayersConfig):
+    """As `LayersConfig`; the same number of latents for each layer, `d_sae` in all. `d_target` is the width of the
+    target, all layers side by side (None: d_in); `tanh_scale` is c; `bandwidth` ε and `threshold_init` count in units
+    of the layer's inputs' root-mean-square norm."""
+
+    d_target: int | None = field(default=None, kw_only=True)
+    tanh_scale: float = field(default=4.0, kw_only=True)
+    bandwidth: float = field(default=1e-3, kw_only=True)
+    threshold_init: float = field(default=1e-3, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_divisible("d_sae")
+        if self.d_target is not None:
+            self.require_positive("d_target")
+            self.require_divisible("d_target")
+        for name in ("tanh_scale", "bandwidth", "threshold_init"):
+            self.require_not_negative(name)
+            if getattr(self, name) == 0:
+                raise ConfigError(f"{name} = {getattr(self, name)!r}, expected a number > 0")
+
+    @property
+    def d_out(self) -> int:
+        """Width of the target."""
+        return self.d_in if self.d_target is None else self.d_target
+
+
+class CrossLayerTranscoder(Penalised):
+    """z^l = E^l x^l + b_enc^l;  f^l = z^l · 1[z^l > θ^l], θ = e^{log_theta};  ŷ^l = Σ_{m ≤ l} f^m D^{m→l} + b_dec^l.
+
+    loss = Σ_l ‖y^l − ŷ^l‖² + λ Σ_i tanh(c ‖d_i‖ f_i), d_i = (D_i^{m→m}, …, D_i^{m→L}) being all decoders of latent i of
+    layer m: the mean over tokens of these sums. λ is `sparsity_coefficient`, c `tanh_scale`. Terms: `mse`, `tanh`
+    (without λ), `l0`.
+
+    x^l is the input and y^l the output of an MLP, all layers side by side: x (N, d_in), y (N, d_out), d_in = L · d.
+    Latents are numbered layer by layer: layer l has n = d_sae / L of them, l·n … (l+1)·n − 1, and the slots of a row of
+    codes stand in that order. W_enc (d_sae, d_in / L): row i reads the layer that latent i belongs to. There is no
+    W_dec but `W_dec_from[m]` (n, (L − m) · d_out / L) for each layer m, whose row i is d_i. So the decoders take what
+    they must, (L + 1) / 2L of a (d_sae, d_out) matrix, the norm of d_i is that of a row, and decoding is one sparse
+    product a layer, which writes what its latents say to all layers from there on.
+
+    Gradients: f and the penalty pass them to z where z > θ; θ's are straight-through estimates, ∂f/∂θ = −(θ/ε) K with
+    K = 1[|z − θ| < ε/2], of the error and of the penalty, also where z ≤ θ. The penalty trains ‖d_i‖ too. log_theta
+    stays float32 whatever the other weights are. ε and the initial θ are multiples of each layer's input norm, which
+    the first batch settles (`input_norm`, saved). With 16-bit values ε is at least four of their steps around θ.
+
+    Memory: 8 bytes for each pair with z > θ − ε/2, about four times over, and while gradients are computed about six
+    numbers of 4 bytes; with a small θ half of all pairs are such at the start. The reconstruction is summed in
+    float32, in place.
+
+    At the start: rows of W_enc are unit vectors in random directions; decoders are 0 and b_dec is the target's mean, so
+    that training starts from the mean as its prediction. Steering and resampling are not defined for it.
+
+    Source: Ameisen et al., Circuit Tracing: Revealing Computational Graphs in Language Models (Transformer Circuits,
+    2025); straight-through estimates arXiv 2407.14435.
+    """
+
+    Config: ClassVar[type[CoderConfig]] = CLTConfig
+    architecture: ClassVar[str] = "clt"
+    config: CLTConfig
+    input_norm: Tensor
+
+    def __init__(self, config: CLTConfig) -> None:
+        super().__init__(config)
+        n_layers, d_out = config.n_layers, config.d_out // config.n_layers
+        per_layer = config.d_sae // n_layers
+        self.W_enc = nn.Parameter(unit_rows(torch.randn(config.d_sae, config.d_in // n_layers)))
+        self.b_enc = nn.Parameter(torch.zeros(config.d_sae))
+        self.log_theta = nn.Parameter(torch.full((config.d_sae,), math.log(config.threshold_init)))
+        self.W_dec_from = nn.ParameterList(
+            torch.zeros(per_layer, (n_layers - layer) * d_out) for layer in range(n_layers)
+        )
+        self.b_dec = nn.Parameter(torch.zeros(config.d_out))
+        self.register_buffer("input_norm", torch.ones(n_layers))
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> CrossLayerTranscoder:
+        """Every cast and move goes through here: thresholds, and the unit they are given in, stay float32 at least."""
+        kept = {"log_theta": self.log_theta.data, "input_norm": self.input_norm}
+        super()._apply(fn, recurse)
+        for name, before in kept.items():
+            now = getattr(self, name)
+            if now.dtype != wide(now.dtype):
+                now.data = before.to(now.device, wide(now.dtype))
+        return self
+
+    @property
+    def n_layers(self) -> int:
+        """L."""
+        return self.config.n_layers
+
+    @property
+    def theta(self) -> Tensor:
+        """θ (d_sae,), float32 or float64."""
+        return self.log_theta.exp()
+
+    def latents(self, layer: int) -> slice:
+        """The latents of a layer."""
+        per_layer = self.d_sae // self.n_layers
+        return slice(layer * per_layer, (layer + 1) * per_layer)
+
+    def decoder(self, latent: int, layer: int) -> Tensor:
+        """D_i^{m→l}, (d_out / L,): what the latent, of layer m, writes to a layer; 0 to those before its own."""
+        own, row = divmod(latent, self.d_sae // self.n_layers)
+        width = self.d_out // self.n_layers
+        if layer < own:
+            return self.b_dec.new_zeros(width)
+        return self.W_dec_from[own][row, (layer - own) * width : (layer - own + 1) * width]
+
+    @torch.no_grad()
+    def initialise(self, x: Tensor, target: Tensor) -> None:
+        """b_dec, and what ε and θ are measured in: √(mean ‖x^l‖²) of the first batch (1 where that is 0)."""
+        super().initialise(x, target)
+        by_layer = x.to(self.input_norm.dtype).view(len(x), self.n_layers, -1)
+        norm = by_layer.square().sum(2).mean(0).sqrt()
+        self.input_norm.copy_(torch.where(norm > 0, norm, 1.0))
+        self.log_theta.copy_((self.config.threshold_init * self._by_latent(self.input_norm)).log())
+
+    def encode(self, x: Tensor) -> SparseCodes:
+        """x (…, d_in) → ragged codes, all of them above their thresholds, the slots of a row in the order of layers."""
+        x, theta = self.check_input(x), self.theta
+        return merged([self._encode(x, layer, theta) for layer in range(self.n_layers)], tuple(x.shape[:-1]))
+
+    def decode(self, codes: SparseCodes) -> Tensor:
+        """codes → (…, d_out): each layer's latents to that layer and those behind it, plus b_dec."""
+        parts = split(codes, self.n_layers)
+        y = self._started(codes.n_rows)
+        for layer, part in enumerate(parts):
+            y = self._add(y, decode(part, self.W_dec_from[layer]), layer)
+        return y.to(codes.values.dtype).reshape(*codes.lead_shape, self.d_out)
+
+    def stream(self) -> CLTStream:
+        """For a model in which this coder's reconstructions take the place of what it reconstructs: what a layer reads
+        depends on what the layers before it wrote."""
+        return CLTStream(self)
+
+    def loss(self, x: Tensor, target: Tensor | None = None, *, dead: Tensor | None = None) -> Loss:
+        """See the class; `dead` makes no difference. The codes may have empty slots, where θ − ε/2 < z ≤ θ."""
+        target, x = self.check_target(x, target), self.check_input(x)
+        theta = self.theta
+        epsilon = self._epsilon(x, theta)
+        lowest = theta.detach() - epsilon / 2
+        y, codes = self._started(len(x)), []
+        tanh = l0 = theta.new_zeros(())
+        for layer in range(self.n_layers):
+            at, W_dec = self.latents(layer), self.W_dec_from[layer]
+            pre_acts = self._encode(x, layer, lowest)
+            jumped = jump(pre_acts, theta[at], epsilon[at], W_dec, None)
+            tanh = tanh + self._tanh(pre_acts, theta[at], epsilon[at], row_norms(W_dec))
+            l0 = l0 + jumped.l0.detach()
+            y = self._add(y, jumped.reconstruction, layer)
+            codes.append(jumped.codes)
+        reconstruction = y.to(codes[0].values.dtype)
+        error = squared_error(reconstruction, target)
+        parts = {"mse": error.detach(), "tanh": tanh.detach(), "l0": l0}
+        return Loss(error + self.sparsity * tanh, parts, merged(codes, (len(x),)), reconstruction)
+
+    @classmethod
+    def can_resample(cls) -> bool:
+        """No."""
+        return False
+
+    @torch.no_grad()
+    def fold(self, input: Affine, target: Affine) -> None:
+        """See `SparseCoder.fold`. Pre-acts stay as they are, so thresholds do."""
+        inputs = self._by_layer(input)
+        for layer, inside in enumerate(inputs):
+            fold_encoder(self.W_enc[self.latents(layer)], self.b_enc[self.latents(layer)], inside)
+        scales = target.to(self.b_dec).scale.to(self.b_dec.dtype)
+        width = self.d_out // self.n_layers
+        for layer, W_dec in enumerate(self.W_dec_from):
+            W_dec.div_(scales[layer * width :])
+        self.b_dec.copy_(target.invert(self.b_dec))
+        if scale := target.common_scale():
+            for tensor in (self.W_enc, self.b_enc, self.input_norm):
+                tensor.div_(scale)
+            for W_dec in self.W_dec_from:
+                W_dec.mul_(scale)
+            self.log_theta.sub_(math.log(scale))
+
+    def _encode(self, x: Tensor, layer: int, theta: Tensor) -> SparseCodes:
+        """Codes of one layer's latents, over these alone."""
+        width = self.d_in // self.n_layers
+        return self._encode_layer(x[..., layer * width : (layer + 1) * width], layer, theta)
+
+    def _encode_layer(self, x: Tensor, layer: int, theta: Tensor) -> SparseCodes:
+        at = self.latents(layer)
+        return encode(x, self.W_enc[at], self.b_enc[at], Threshold(theta[at]))
+
+    def _started(self, n: int) -> Tensor:
+        """A reconstruction that no latent has added to, (n, d_out), float32 at least."""
+        return self.b_dec.to(wide(self.b_dec.dtype)).expand(n, -1).clone(memory_format=torch.contiguous_format)
+
+    def _add(self, y: Tensor, part: Tensor, layer: int) -> Tensor:
+        """y with what a layer's latents write, in place."""
+        return _AddBehind.apply(y, part.reshape(len(y), -1), layer * (self.d_out // self.n_layers))
+
+    def _tanh(self, pre_acts: SparseCodes, theta: Tensor, epsilon: Tensor, norms: Tensor) -> Tensor:
+        """(1/N) Σ tanh(c ‖d_i‖ f_i)."""
+        slots = pre_acts.indices, pre_acts.offsets, pre_acts.n_rows
+        f = _Jumped.apply(pre_acts.values.to(theta.dtype), theta, epsilon, *slots, settings.chosen_backend())
+        scaled = self.config.tanh_scale * at_slots(norms.to(theta.dtype), pre_acts) * f
+        return scaled.tanh().sum() / max(1, pre_acts.n_rows)
+
+    def _epsilon(self, x: Tensor, theta: Tensor) -> Tensor:
+        """ε of each latent."""
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        return window(self.config.bandwidth * self._by_latent(self.input_norm), theta, dtype)
+
+    def _by_latent(self, of_layers: Tensor) -> Tensor:
+        """(L,) → (d_sae,)."""
+        return of_layers.repeat_interleave(self.d_sae // self.n_layers)
+
+    def _by_layer(self, affine: Affine) -> list[Affine]:
+        parts = zip(affine.mean.chunk(self.n_layers), affine.scale.chunk(self.n_layers), strict=True)
+        return [Affine(mean, scale) for mean, scale in parts]
+
+
+class CLTStream:
+    """A cross-layer transcoder at work layer by layer on some tokens, without gradient."""
+
+    def __init__(self, coder: CrossLayerTranscoder) -> None:
+        self._coder = coder
+        self._y: Tensor | None = None
+
+    @torch.no_grad()
+    def read(self, layer: int, x: Tensor) -> None:
+        """What the layer reads, (tokens, d_in / L). Layers are read in order, each once."""
+        coder = self._coder
+        if self._y is None:
+            self._y = coder._started(len(x))
+        codes = coder._encode_layer(x, layer, coder.theta)
+        coder._add(self._y, decode(codes, coder.W_dec_from[layer]), layer)
+
+    @torch.no_grad()
+    def write(self, layer: int) -> Tensor:
+        """The layer's reconstruction, (tokens, d_out / L), from the layers read so far."""
+        if self._y is None:
+            raise RuntimeError(f"write({layer}) before any read")
+        return self._y.chunk(self._coder.n_layers, dim=1)[layer].to(self._coder.b_dec.dtype)
+
+
+class _AddBehind(torch.autograd.Function):
+    """y[:, first:] += part, in place, y's gradient passed on as it is: slices of autograd's own copy it each time."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, part: Tensor, first: int) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.first, ctx.dtype = first, part.dtype
+        y[:, first:] += part
+        ctx.mark_dirty(y)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return grad, grad[:, ctx.first :].to(ctx.dtype).contiguous(), None
+
+
+class _Jumped(torch.autograd.Function):
+    """f = z · 1[z > θ] at the slots of ragged codes, with the straight-through estimate to θ: see `jump`, which gives
+    the gradient of the reconstruction; this gives that of what is computed slot by slot."""
+
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, z: Tensor, theta: Tensor, epsilon: Tensor, indices: Tensor, offsets: Tensor, n: int, backend: str
+    ) -> Tensor:
+        ctx.save_for_backward(z, theta, epsilon, indices, offsets)
+        ctx.rest = n, len(theta), backend
+        return torch.where(z <= theta.index_select(0, indices), 0, z)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        z, theta, epsilon, indices, offsets = ctx.saved_tensors
+        at, width = theta.index_select(0, indices), epsilon.index_select(0, indices)
+        slope = torch.where((z - at).abs() < width / 2, -grad * at / width, 0)
+        d_theta = latent_sums(slope, indices, offsets, *ctx.rest)
+        return torch.where(z <= at, 0, grad), d_theta, None, None, None, None, None

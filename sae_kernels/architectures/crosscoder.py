@@ -1,0 +1,101 @@
+"""`crosscoder`: one set of latents for several layers of a model, or for one layer of several models."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..codes import SparseCodes
+from ..ops import Threshold, encode
+from ._affine import Affine, fold_decoder, fold_encoder, rescale_latents
+from ._base import CoderConfig, Loss
+from ._layers import LayersConfig, norms_by_layer
+from ._penalty import Penalised
+from ._rows import unit_rows
+from ._sums import l1, squared_error
+
+INITIAL_NORM = 0.1  # of each layer's part of a row of W_dec
+
+
+class CrosscoderConfig(LayersConfig):
+    """As `LayersConfig`."""
+
+
+class Crosscoder(Penalised):
+    """f = ReLU(Σ_l E^l a^l + b_enc);  â^l = f D^l + b_dec^l.
+
+    loss = Σ_l ‖a^l − â^l‖² + λ Σ_i f_i Σ_l ‖d_i^l‖: the mean over tokens of these sums over features and latents. λ is
+    `sparsity_coefficient`. It means the same only for inputs of one scale, and layers (or models) weigh by theirs:
+    scale each to E‖a^l‖ = √d. Terms: `mse` (the first sum), `l1` (the second, without λ).
+
+    The layers' activations stand side by side, x = (a^1, …, a^L), so that encoding is one linear map and decoding one
+    product: W_enc and W_dec (d_sae, L·d), row i of W_dec being (d_i^1, …, d_i^L). For two models, "layers" are the
+    models; a latent whose relative norm of one of them is near 0 is a latent of the other alone.
+
+    At the start: each d_i^l points in a random direction with norm 0.1, W_enc = W_decᵀ (the same rows), b_enc = 0.
+    Half of all latents are active then: see `ReLUCoder` for what such codes take.
+
+    Source: Lindsey et al., Sparse Crosscoders for Cross-Layer Features and Model Diffing (Transformer Circuits, 2024).
+    """
+
+    Config: ClassVar[type[CoderConfig]] = CrosscoderConfig
+    architecture: ClassVar[str] = "crosscoder"
+    config: CrosscoderConfig
+
+    def __init__(self, config: CrosscoderConfig) -> None:
+        super().__init__(config)
+        d = config.d_in // config.n_layers
+        parts = INITIAL_NORM * unit_rows(torch.randn(config.d_sae * config.n_layers, d))
+        rows = parts.view(config.d_sae, config.d_in)
+        self.W_enc = nn.Parameter(rows.clone())
+        self.b_enc = nn.Parameter(torch.zeros(config.d_sae))
+        self.W_dec = nn.Parameter(rows)
+        self.b_dec = nn.Parameter(torch.zeros(config.d_in))
+
+    @property
+    def n_layers(self) -> int:
+        """Layers, or models."""
+        return self.config.n_layers
+
+    def encode(self, x: Tensor) -> SparseCodes:
+        """x (…, L·d) → ragged codes, all of them positive."""
+        return encode(self.check_input(x), self.W_enc, self.b_enc, Threshold(0.0))
+
+    def loss(self, x: Tensor, target: Tensor | None = None, *, dead: Tensor | None = None) -> Loss:
+        """See the class; `dead` makes no difference."""
+        target = self.check_target(x, target)
+        codes = self.encode(x)
+        reconstruction = self.reconstruct(codes, x)
+        error = squared_error(reconstruction, target)
+        penalty = l1(codes, norms_by_layer(self.W_dec, self.n_layers).sum(1))
+        parts = {"mse": error.detach(), "l1": penalty.detach()}
+        return Loss(error + self.sparsity * penalty, parts, codes, reconstruction)
+
+    def fold(self, input: Affine, target: Affine) -> None:
+        """See `SparseCoder.fold`. Layers of different scales leave it with decoders of different scales."""
+        fold_encoder(self.W_enc, self.b_enc, input)
+        fold_decoder(self.W_dec, self.b_dec, target)
+        if scale := target.common_scale():
+            rescale_latents(1 / scale, (self.W_enc, self.b_enc), self.W_dec)
+
+    def layer_decoders(self) -> Tensor:
+        """d_i^l: a view of W_dec, (d_sae, n_layers, d)."""
+        return self.W_dec.view(self.d_sae, self.n_layers, -1)
+
+    @torch.no_grad()
+    def decoder_norms(self) -> Tensor:
+        """‖d_i^l‖, (d_sae, n_layers), float32 (float64 for float64 weights)."""
+        return norms_by_layer(self.W_dec, self.n_layers)
+
+    @torch.no_grad()
+    def relative_decoder_norms(self) -> Tensor:
+        """‖d_i^l‖ / Σ_m ‖d_i^m‖, (d_sae, n_layers): rows sum to 1, and are 0 where a latent has no decoder at all.
+
+        Between two models, the histogram of its last column has a peak near 0 (latents of the first alone), one near 1
+        (of the second alone) and one near ½ (shared). Compare norms of layers in one scale: before `fold`, or with
+        activations of equal scale.
+        """
+        norms = self.decoder_norms()
+        return norms / norms.sum(1, keepdim=True).clamp_min(torch.finfo(norms.dtype).tiny)
