@@ -8,6 +8,7 @@ from ..specs import Command
 SUMMARIES = {
     "demo": "train, evaluate, look at and steer with an SAE and a transcoder, on a small model that comes along",
     "train": "train a sparse coder from a TOML configuration",
+    "cache": "write activations to disk once, to train on them many times",
     "evaluate": "evaluate a training run: L0, FVU, CE recovered, dead latents, …",
     "bench": "time encode and decode against dense PyTorch on this machine",
     "info": "versions, instruction sets, threads, backends, plugins: what to paste into a bug report",
@@ -17,7 +18,7 @@ SUMMARIES = {
 
 @hookimpl
 def sae_kernels_commands() -> list[Command]:
-    """demo, train, evaluate, bench, info, plugins."""
+    """demo, train, cache, evaluate, bench, info, plugins."""
     return [
         Command(name, summary, f"{__package__}.{name}:configure", f"{__package__}.{name}:run")
         for name, summary in SUMMARIES.items()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from .. import registry
 from ..adapters import ActivationSource
-from ..errors import ArgumentError, FormatError
+from ..errors import ArgumentError, FormatError, SaeKernelsError
 from ..files import atomic_file
 from ..formats import load
 from ..plugins import plugins
@@ -35,7 +36,8 @@ def evaluate_run(
     """Evaluate `directory`/coder on data held out from its training; arguments and result as for `evaluate`.
 
     The data come from the run's own adapter with `split = "heldout"`; an adapter without splits gives what
-    it gave in training, and "data" in the result says so. The result is written to
+    it gave in training, and "data" in the result says so. Of a run on a cache (`sae-kernels cache`), what the cache was
+    made from is read again, where it can be opened. The result is written to
     `directory`/evaluation.json, complete or not at all, and handed to the hook `sae_kernels_evaluation`.
 
     Raises:
@@ -70,12 +72,34 @@ def open_heldout(table: dict[str, Any]) -> tuple[ActivationSource, dict[str, str
     """The source of an `[activations]` table on its held-out split, and a description of it."""
     keys = dict(table)
     name = keys.pop("adapter")
+    if name == "tensors" and (origin := _origin(keys.get("path"))) is not None:
+        try:
+            source, data = open_heldout(origin)
+        except (SaeKernelsError, OSError) as error:
+            warnings.warn(
+                f"{keys['path']}: what it was made from can't be read, so its own last rows are: {error}", stacklevel=2
+            )
+        else:
+            return source, {**data, "cache": str(keys["path"])}
     open_source = resolve(registry.adapters.get(name).open)
     if "split" in inspect.signature(open_source).parameters:
         keys["split"] = "heldout"
         keys.pop("epochs", None)  # of training; once is enough here
         return open_source(**keys), {"adapter": name, "split": "heldout"}
     return open_source(**keys), {"adapter": name, "split": "none: the adapter has no held-out data"}
+
+
+def _origin(path: Any) -> dict[str, Any] | None:
+    """The `[activations]` table that a cache was made from; None for other shards, and for sources without a split."""
+    manifest = Path(str(path)) / "cache.json"
+    if isinstance(path, list) or not manifest.is_file():
+        return None
+    try:
+        table = json.loads(manifest.read_text(encoding="utf-8"))["activations"]
+        opens = resolve(registry.adapters.get(table["adapter"]).open)
+    except (ValueError, KeyError, TypeError, SaeKernelsError):
+        return None
+    return table if "split" in inspect.signature(opens).parameters else None
 
 
 def _activations_table(path: Path) -> dict[str, Any]:

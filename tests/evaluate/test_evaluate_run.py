@@ -135,3 +135,24 @@ def test_table_shows_plugins_figures_failures_and_what_is_undefined() -> None:
     assert "2.5" in shown
     assert "notes" not in shown
     assert "other: failed, ValueError: no" in shown
+
+
+def test_a_run_on_a_cache_is_evaluated_on_what_the_cache_was_made_from(tmp_path: Path) -> None:
+    """Held-out text, with the language model at hand; on the cache's own last rows where that is gone."""
+    model = tiny_lm()
+    model.module.save_pretrained(tmp_path / "lm")
+    model.tokenizer.save_pretrained(tmp_path / "lm")
+    (tmp_path / "text.txt").write_text("".join(text for _, text in TEXTS))
+    origin = {"adapter": "huggingface", "model": str(tmp_path / "lm"), "text": str(tmp_path / "text.txt")}
+    origin |= {"hook_in": LAYER, "context_length": 16, "heldout": 0.3, "epochs": 3}
+    (tmp_path / "cache").mkdir()
+    write_shard(tmp_path / "cache" / "shard_00000.safetensors", torch.randn(200, 16).bfloat16())
+    (tmp_path / "cache" / "cache.json").write_text(json.dumps({"activations": origin}))
+    run = make_run(tmp_path / "run", {"adapter": "tensors", "path": str(tmp_path / "cache")}, 16)
+    found = evaluate_run(run)
+    assert found["data"] == {"adapter": "huggingface", "split": "heldout", "cache": str(tmp_path / "cache")}
+    assert found["language_model"]["ce_orig"] > 0
+    (tmp_path / "text.txt").unlink()
+    with pytest.warns(UserWarning, match=r"what it was made from can't be read.*text\.txt"):
+        found = evaluate_run(run)
+    assert found["data"] == {"adapter": "tensors", "split": "heldout"}
