@@ -15,6 +15,8 @@ D, D_OUT, M, N = 7, 5, 30, 16
 # architecture: its keys, and whether input and target are one tensor
 FOLDED = {
     "topk": ({"k": 4}, True),
+    "batch_topk": ({"k": 4}, True),
+    "matryoshka": ({"k": 4}, True),
     "transcoder": ({"k": 4, "d_target": D_OUT}, False),
     "transcoder-skip": ({"k": 4, "d_target": D_OUT, "skip": True}, False),
     "relu": ({"sparsity_coefficient": 1.0}, True),
