@@ -17,6 +17,13 @@ def centre(rows: Tensor, how: str) -> Tensor:
 
 
 @torch.no_grad()
+def centre_pre_acts(W_enc: Tensor, b_enc: Tensor, b_dec: Tensor) -> None:
+    """b_enc ← −W_enc b_dec, in place: an encoder that reads x itself begins as one that reads x − b_dec, so that the
+    mean of the activations does not decide which latents are active."""
+    b_enc.copy_(-(W_enc.double() @ b_dec.double()))
+
+
+@torch.no_grad()
 def geometric_median(rows: Tensor, start: Tensor, *, most_steps: int = 100, tolerance: float = 1e-6) -> Tensor:
     """argmin_m Σ_n ‖x_n − m‖ by Weiszfeld's iteration, m ← Σ w_n x_n / Σ w_n with w_n = 1 / ‖x_n − m‖, from `start`,
     until a step is shorter than `tolerance` times the rows' mean distance. Sums in float64.

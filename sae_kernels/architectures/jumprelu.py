@@ -15,6 +15,7 @@ from ..errors import ConfigError
 from ..ops import Threshold, encode
 from ._affine import Affine, fold_decoder, fold_encoder, rescale_latents
 from ._base import CoderConfig, Loss
+from ._centre import centre_pre_acts
 from ._dense_terms import dense_terms
 from ._penalty import Penalised, PenaltyConfig
 from ._rows import unit_rows
@@ -23,13 +24,22 @@ from ._sums import row_norms, squared_error, wide
 
 SPARSITY_LOSSES = ("l0", "tanh", "quadratic")
 OF_ONE_LOSS = {"l0_target": "quadratic", "tanh_scale": "tanh", "pre_act_coefficient": "tanh"}
+PAPER = {"bandwidth": 0.06, "threshold_init": 0.06, "normalize_decoder": True}  # 1e-3 √3584: see `JumpReLUCoder`
+ANTHROPIC = {
+    "tanh_scale": 4.0,
+    "pre_act_coefficient": 3e-6,
+    "bandwidth": 2.0,
+    "threshold_init": 0.1,
+    "normalize_decoder": False,
+}
+DEFAULTS: dict[str, dict[str, Any]] = {"l0": PAPER, "quadratic": PAPER, "tanh": ANTHROPIC}
 
 
 @dataclass(frozen=True)
 class JumpReLUConfig(PenaltyConfig):
     """`sparsity_loss` with its own keys (`l0_target`; `tanh_scale` c and `pre_act_coefficient` λ_p), and two numbers in
-    units of the inputs' root-mean-square norm: `bandwidth` ε and `threshold_init`; `normalize_decoder` keeps the rows
-    of W_dec at norm 1. None: as in the source of the loss, see the properties."""
+    units of the root mean square of the inputs' features (1 after `normalize`): `bandwidth` ε and `threshold_init`;
+    `normalize_decoder` keeps the rows of W_dec at norm 1. None becomes the default of the loss, see `DEFAULTS`."""
 
     sparsity_loss: Literal["l0", "tanh", "quadratic"] = "l0"
     l0_target: float | None = None
@@ -47,6 +57,9 @@ class JumpReLUConfig(PenaltyConfig):
                 raise ConfigError(f"{name} belongs to sparsity_loss = {loss!r}, found {self.sparsity_loss!r}")
         if self.sparsity_loss == "quadratic" and self.l0_target is None:
             raise ConfigError("sparsity_loss = 'quadratic': missing l0_target")
+        for name, default in DEFAULTS[self.sparsity_loss].items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, default)  # once, before anybody has seen it
         for name in ("l0_target", "tanh_scale", "bandwidth", "threshold_init"):
             if getattr(self, name) is not None:
                 self.require_not_negative(name)
@@ -54,37 +67,7 @@ class JumpReLUConfig(PenaltyConfig):
                     raise ConfigError(f"{name} = {getattr(self, name)!r}, expected a number > 0")
         if self.pre_act_coefficient is not None:
             self.require_not_negative("pre_act_coefficient")
-        if self.normalize_decoder is not None:
-            self.require_bool("normalize_decoder")
-
-    def _or(self, name: str, default: Any) -> Any:
-        given = getattr(self, name)
-        return default if given is None else given
-
-    @property
-    def c(self) -> float:
-        """`tanh_scale`, 4 by default."""
-        return self._or("tanh_scale", 4.0)
-
-    @property
-    def pre_act(self) -> float:
-        """`pre_act_coefficient`, 3e-6 by default."""
-        return self._or("pre_act_coefficient", 3e-6)
-
-    @property
-    def relative_bandwidth(self) -> float:
-        """`bandwidth`: 1e-3 for inputs of norm 1; for "tanh" 2 for inputs of norm √d_in."""
-        return self._or("bandwidth", 2 / math.sqrt(self.d_in) if self.sparsity_loss == "tanh" else 1e-3)
-
-    @property
-    def relative_threshold(self) -> float:
-        """`threshold_init`: 1e-3 for inputs of norm 1; for "tanh" 0.1 for inputs of norm √d_in."""
-        return self._or("threshold_init", 0.1 / math.sqrt(self.d_in) if self.sparsity_loss == "tanh" else 1e-3)
-
-    @property
-    def unit_norm(self) -> bool:
-        """`normalize_decoder`: not for "tanh", whose penalty counts the norms in."""
-        return self._or("normalize_decoder", self.sparsity_loss != "tanh")
+        self.require_bool("normalize_decoder")
 
 
 class JumpReLUCoder(Penalised):
@@ -102,8 +85,10 @@ class JumpReLUCoder(Penalised):
     trains θ alone; the tanh penalty and the pre-act loss reach z, θ and ‖d_i‖.
 
     So that thresholds move, and L0 with them:
-    ε and the initial θ count in units of the inputs' root-mean-square norm, which the first batch settles
-    (`input_norm`, saved): a window far narrower than the spread of pre-acts holds no pairs, and θ gets no gradient.
+    ε and the initial θ are in units of √(E‖x − b_dec‖² / d_in), which the first batch settles (`input_rms`, saved): it
+    is the spread of pre-acts at the start, and a window far narrower than that holds no pairs, so that θ gets no
+    gradient. The paper's 1e-3, for inputs of norm 1 with d_in = 3584, is 0.06 in this unit; the ε = 2 and θ = 0.1 of
+    the tanh loss are as in its source, where E‖x‖ = √d_in. (Until `initialise` the unit is 1.)
     log_theta stays float32 whatever the other weights are, and under autocast: in bfloat16 a step of 1e-3 is lost.
     With 16-bit values ε is at least four of their steps around θ (see `_straight_through.window`).
 
@@ -113,8 +98,8 @@ class JumpReLUCoder(Penalised):
     with z computed again in the backward. Peak: about 100 MiB of scratch whatever N and d_sae, and 8 bytes for each
     pair with z > θ. Time: five dense products of the size x W_encᵀ beside the encoder's own.
 
-    At the start: unit rows in random directions in W_dec ("tanh": of norm 0.1, as in `relu`), the same in W_enc,
-    b_enc = 0.
+    At the start: unit rows in random directions in W_dec ("tanh": of norm 0.1, as in `relu`), the same in W_enc, and
+    b_enc such that pre-acts are W_enc (x − b_dec): 0 in the paper, where b_dec starts at 0.
 
     Source: arXiv 2407.14435 (l0, quadratic); Anthropic, Circuits Updates January 2025, "Dictionary Learning
     Optimization Techniques" (tanh, for E‖x‖ = √d_in).
@@ -122,26 +107,26 @@ class JumpReLUCoder(Penalised):
 
     Config: ClassVar[type[CoderConfig]] = JumpReLUConfig
     architecture: ClassVar[str] = "jumprelu"
-    config: JumpReLUConfig
-    input_norm: Tensor
+    config: Any  # a JumpReLUConfig, whose None are filled in
+    input_rms: Tensor
 
     def __init__(self, config: JumpReLUConfig) -> None:
         super().__init__(config)
-        if config.unit_norm:
+        if config.normalize_decoder:
             self.unit_norm_rows = ("W_dec",)
         rows = unit_rows(torch.randn(config.d_sae, config.d_in))
         if config.sparsity_loss == "tanh":
             rows *= 0.1
         self.W_enc = nn.Parameter(rows.clone())
         self.b_enc = nn.Parameter(torch.zeros(config.d_sae))
-        self.log_theta = nn.Parameter(torch.full((config.d_sae,), math.log(config.relative_threshold)))
+        self.log_theta = nn.Parameter(torch.full((config.d_sae,), math.log(self.config.threshold_init)))
         self.W_dec = nn.Parameter(rows)
         self.b_dec = nn.Parameter(torch.zeros(config.d_in))
-        self.register_buffer("input_norm", torch.ones(()))
+        self.register_buffer("input_rms", torch.ones(()))
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> JumpReLUCoder:
         """Every cast and move goes through here: thresholds, and the unit they are given in, stay float32 at least."""
-        kept = {"log_theta": self.log_theta.data, "input_norm": self.input_norm}
+        kept = {"log_theta": self.log_theta.data, "input_rms": self.input_rms}
         super()._apply(fn, recurse)
         for name, before in kept.items():
             now = getattr(self, name)
@@ -156,31 +141,37 @@ class JumpReLUCoder(Penalised):
 
     @torch.no_grad()
     def initialise(self, x: Tensor, target: Tensor) -> None:
-        """b_dec, and what ε and θ are measured in: √(mean ‖x‖²) of the first batch (1 if that is 0)."""
+        """b_dec, b_enc to match, and what ε and θ are measured in: the root mean square of x − b_dec in the first batch
+        (1 if that is 0)."""
         super().initialise(x, target)
-        norm = x.to(self.input_norm.dtype).square().sum(-1).mean().sqrt()
-        self.input_norm.copy_(torch.where(norm > 0, norm, 1.0))
-        self.log_theta.copy_((self.config.relative_threshold * self.input_norm).log().expand_as(self.log_theta))
+        centre_pre_acts(self.W_enc, self.b_enc, self.b_dec)
+        rms = (x - self.b_dec.to(x.dtype)).to(self.input_rms.dtype).square().mean().sqrt()
+        self.input_rms.copy_(torch.where(rms > 0, rms, 1.0))
+        self.log_theta.fill_(math.log(self.config.threshold_init * float(self.input_rms)))
 
     @torch.no_grad()
     def resample(self, latents: Tensor, x: Tensor, target: Tensor, *, living: Tensor) -> None:
         """See `SparseCoder.resample`; θ starts anew, too."""
         super().resample(latents, x, target, living=living)
-        self.log_theta[latents] = (self.config.relative_threshold * self.input_norm).log()
+        self.log_theta[latents] = math.log(self.config.threshold_init * float(self.input_rms))
+
+    def encoder_input(self, x: Tensor) -> Tensor:
+        """What W_enc is applied to: x itself."""
+        return self.check_input(x)
 
     def encode(self, x: Tensor) -> SparseCodes:
         """x (…, d_in) → ragged codes, all of them above their thresholds."""
-        return encode(self.check_input(x), self.W_enc, self.b_enc, Threshold(self.theta))
+        return encode(self.encoder_input(x), self.W_enc, self.b_enc, Threshold(self.theta))
 
     def loss(self, x: Tensor, target: Tensor | None = None, *, dead: Tensor | None = None) -> Loss:
         """See the class; `dead` makes no difference. The codes may have empty slots, where θ − ε/2 < z ≤ θ."""
         target = self.check_target(x, target)
         if self.config.sparsity_loss == "tanh":
-            return self._tanh_loss(self.check_input(x), target)
+            return self._tanh_loss(self.encoder_input(x), target)
         theta = self.theta
         epsilon = self._epsilon(x, theta)
         lowest = theta.detach() - epsilon / 2
-        pre_acts = encode(self.check_input(x), self.W_enc, self.b_enc, Threshold(lowest))
+        pre_acts = encode(self.encoder_input(x), self.W_enc, self.b_enc, Threshold(lowest))
         codes, reconstruction, l0 = jump(pre_acts, theta, epsilon, self.W_dec, self.b_dec)
         error = squared_error(reconstruction, target)
         parts = {"mse": error.detach(), "l0": l0.detach()}
@@ -202,19 +193,19 @@ class JumpReLUCoder(Penalised):
             row_norms(self.W_dec),
             self.W_dec.detach(),
             self._epsilon(x, theta),
-            self.config.c,
+            self.config.tanh_scale,
         )
         n = max(1, len(x))
         error, tanh, pre_act = squared_error(terms.reconstruction, target), terms.tanh / n, terms.pre_act / n
         parts = {"mse": error.detach(), "tanh": tanh.detach(), "pre_act": pre_act.detach()}
-        total = error + self.sparsity * tanh + self.config.pre_act * pre_act
+        total = error + self.sparsity * tanh + self.config.pre_act_coefficient * pre_act
         return Loss(total, parts, codes, terms.reconstruction)
 
     def _epsilon(self, x: Tensor, theta: Tensor) -> Tensor:
         """ε of each latent."""
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        return window(self.config.relative_bandwidth * self.input_norm, theta, dtype)
+        return window(self.config.bandwidth * self.input_rms, theta, dtype)
 
     @torch.no_grad()
     def fold(self, input: Affine, target: Affine) -> None:
@@ -222,5 +213,5 @@ class JumpReLUCoder(Penalised):
         fold_encoder(self.W_enc, self.b_enc, input)
         fold_decoder(self.W_dec, self.b_dec, target)
         if scale := target.common_scale():
-            rescale_latents(1 / scale, (self.W_enc, self.b_enc, self.input_norm), self.W_dec)
+            rescale_latents(1 / scale, (self.W_enc, self.b_enc, self.input_rms), self.W_dec)
             self.log_theta.sub_(math.log(scale))

@@ -12,6 +12,7 @@ from ..codes import SparseCodes
 from ..ops import Threshold, encode
 from ._affine import Affine, fold_autoencoder, fold_decoder, fold_encoder, rescale_latents
 from ._base import CoderConfig, Loss
+from ._centre import centre_pre_acts
 from ._penalty import Penalised, PenaltyConfig
 from ._rows import unit_rows
 from ._sums import l1, row_norms, squared_error
@@ -40,7 +41,8 @@ class ReLUCoder(Penalised):
     Terms: `mse` (‖x − x̂‖²), `l1` (Σ f_i ‖d_i‖, without λ).
 
     At the start: rows of W_dec point in random directions with norm 0.1 ("2023": 1, and they are kept there, with the
-    parallel part of the gradient removed), W_enc = W_decᵀ (the same rows), b_enc = 0.
+    parallel part of the gradient removed), W_enc = W_decᵀ (the same rows), and b_enc such that pre-acts are
+    W_enc (x − b_dec): 0 in the source, where b_dec starts at 0.
 
     Memory: an active latent of a token takes 8 bytes (value and index), 6 in 16 bits, and 4 bytes twice more while the
     penalty is computed. At the start half of all latents are active: then codes take as much as dense float32 acts
@@ -70,6 +72,13 @@ class ReLUCoder(Penalised):
         """What W_enc is applied to: x itself, in the form of 2023 with the decoder's bias taken off."""
         x = self.check_input(x)
         return x if self.free_norms else x - self.b_dec
+
+    @torch.no_grad()
+    def initialise(self, x: Tensor, target: Tensor) -> None:
+        """b_dec, and b_enc to match."""
+        super().initialise(x, target)
+        if self.free_norms:
+            centre_pre_acts(self.W_enc, self.b_enc, self.b_dec)
 
     def encode(self, x: Tensor) -> SparseCodes:
         """x (…, d_in) → ragged codes, all of them positive."""
