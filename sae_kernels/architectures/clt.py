@@ -17,6 +17,7 @@ from ..errors import ConfigError
 from ..ops import Threshold, decode, encode
 from ._affine import Affine, fold_encoder
 from ._base import CoderConfig, Loss
+from ._centre import centre, centre_pre_acts
 from ._layers import LayersConfig, merged, split
 from ._penalty import Penalised
 from ._rows import unit_rows
@@ -28,13 +29,13 @@ from ._sums import row_norms, squared_error, wide
 @dataclass(frozen=True)
 class CLTConfig(LayersConfig):
     """As `LayersConfig`; the same number of latents for each layer, `d_sae` in all. `d_target` is the width of the
-    target, all layers side by side (None: d_in); `tanh_scale` is c; `bandwidth` ε and `threshold_init` count in units
-    of the layer's inputs' root-mean-square norm."""
+    target, all layers side by side (None: d_in); `tanh_scale` is c; `bandwidth` ε and `threshold_init` are in units of
+    the root mean square of the layer's input features (1 after `normalize`), as for `jumprelu`."""
 
     d_target: int | None = field(default=None, kw_only=True)
     tanh_scale: float = field(default=4.0, kw_only=True)
-    bandwidth: float = field(default=1e-3, kw_only=True)
-    threshold_init: float = field(default=1e-3, kw_only=True)
+    bandwidth: float = field(default=0.06, kw_only=True)
+    threshold_init: float = field(default=0.06, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,15 +70,17 @@ class CrossLayerTranscoder(Penalised):
 
     Gradients: f and the penalty pass them to z where z > θ; θ's are straight-through estimates, ∂f/∂θ = −(θ/ε) K with
     K = 1[|z − θ| < ε/2], of the error and of the penalty, also where z ≤ θ. The penalty trains ‖d_i‖ too. log_theta
-    stays float32 whatever the other weights are. ε and the initial θ are multiples of each layer's input norm, which
-    the first batch settles (`input_norm`, saved). With 16-bit values ε is at least four of their steps around θ.
+    stays float32 whatever the other weights are. ε and the initial θ are in units of √(E‖x^l − x̄^l‖² / d), which the
+    first batch settles layer by layer (`input_rms`, saved): the spread of pre-acts at the start. With 16-bit values ε
+    is at least four of their steps around θ.
 
     Memory: 8 bytes for each pair with z > θ − ε/2, about four times over, and while gradients are computed about six
     numbers of 4 bytes; with a small θ half of all pairs are such at the start. The reconstruction is summed in
     float32, in place.
 
-    At the start: rows of W_enc are unit vectors in random directions; decoders are 0 and b_dec is the target's mean, so
-    that training starts from the mean as its prediction. Steering and resampling are not defined for it.
+    At the start: rows of W_enc are unit vectors in random directions, and b_enc such that pre-acts are E^l (x^l − x̄^l);
+    decoders are 0 and b_dec is the target's mean, so that training starts from the mean as its prediction. (With
+    `b_dec_init`, the geometric median or 0 in the place of both means.) Steering and resampling are not defined for it.
 
     Source: Ameisen et al., Circuit Tracing: Revealing Computational Graphs in Language Models (Transformer Circuits,
     2025); straight-through estimates arXiv 2407.14435.
@@ -86,7 +89,7 @@ class CrossLayerTranscoder(Penalised):
     Config: ClassVar[type[CoderConfig]] = CLTConfig
     architecture: ClassVar[str] = "clt"
     config: CLTConfig
-    input_norm: Tensor
+    input_rms: Tensor
 
     def __init__(self, config: CLTConfig) -> None:
         super().__init__(config)
@@ -99,11 +102,11 @@ class CrossLayerTranscoder(Penalised):
             torch.zeros(per_layer, (n_layers - layer) * d_out) for layer in range(n_layers)
         )
         self.b_dec = nn.Parameter(torch.zeros(config.d_out))
-        self.register_buffer("input_norm", torch.ones(n_layers))
+        self.register_buffer("input_rms", torch.ones(n_layers))
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> CrossLayerTranscoder:
         """Every cast and move goes through here: thresholds, and the unit they are given in, stay float32 at least."""
-        kept = {"log_theta": self.log_theta.data, "input_norm": self.input_norm}
+        kept = {"log_theta": self.log_theta.data, "input_rms": self.input_rms}
         super()._apply(fn, recurse)
         for name, before in kept.items():
             now = getattr(self, name)
@@ -136,12 +139,17 @@ class CrossLayerTranscoder(Penalised):
 
     @torch.no_grad()
     def initialise(self, x: Tensor, target: Tensor) -> None:
-        """b_dec, and what ε and θ are measured in: √(mean ‖x^l‖²) of the first batch (1 where that is 0)."""
+        """b_dec, b_enc, and what ε and θ are measured in: the root mean square of x^l − x̄^l in the first batch (1 where
+        that is 0)."""
         super().initialise(x, target)
-        by_layer = x.to(self.input_norm.dtype).view(len(x), self.n_layers, -1)
-        norm = by_layer.square().sum(2).mean(0).sqrt()
-        self.input_norm.copy_(torch.where(norm > 0, norm, 1.0))
-        self.log_theta.copy_((self.config.threshold_init * self._by_latent(self.input_norm)).log())
+        middle = centre(x, self.config.b_dec_init)
+        for layer, inside in enumerate(middle.chunk(self.n_layers)):
+            at = self.latents(layer)
+            centre_pre_acts(self.W_enc[at], self.b_enc[at], inside)
+        spread = (x - middle.to(x.dtype)).to(self.input_rms.dtype).unflatten(1, (self.n_layers, -1))
+        rms = spread.square().mean((0, 2)).sqrt()
+        self.input_rms.copy_(torch.where(rms > 0, rms, 1.0))
+        self.log_theta.copy_((self.config.threshold_init * self._by_latent(self.input_rms)).log())
 
     def encode(self, x: Tensor) -> SparseCodes:
         """x (…, d_in) → ragged codes, all of them above their thresholds, the slots of a row in the order of layers."""
@@ -199,7 +207,7 @@ class CrossLayerTranscoder(Penalised):
             W_dec.div_(scales[layer * width :])
         self.b_dec.copy_(target.invert(self.b_dec))
         if scale := target.common_scale():
-            for tensor in (self.W_enc, self.b_enc, self.input_norm):
+            for tensor in (self.W_enc, self.b_enc, self.input_rms):
                 tensor.div_(scale)
             for W_dec in self.W_dec_from:
                 W_dec.mul_(scale)
@@ -220,7 +228,7 @@ class CrossLayerTranscoder(Penalised):
 
     def _add(self, y: Tensor, part: Tensor, layer: int) -> Tensor:
         """y with what a layer's latents write, in place."""
-        return _AddBehind.apply(y, part.reshape(len(y), -1), layer * (self.d_out // self.n_layers))
+        return _AddBehind.apply(y, part, layer * (self.d_out // self.n_layers))
 
     def _tanh(self, pre_acts: SparseCodes, theta: Tensor, epsilon: Tensor, norms: Tensor) -> Tensor:
         """(1/N) Σ tanh(c ‖d_i‖ f_i)."""
@@ -233,7 +241,7 @@ class CrossLayerTranscoder(Penalised):
         """ε of each latent."""
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        return window(self.config.bandwidth * self._by_latent(self.input_norm), theta, dtype)
+        return window(self.config.bandwidth * self._by_latent(self.input_rms), theta, dtype)
 
     def _by_latent(self, of_layers: Tensor) -> Tensor:
         """(L,) → (d_sae,)."""

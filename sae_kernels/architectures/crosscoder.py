@@ -11,6 +11,7 @@ from ..codes import SparseCodes
 from ..ops import Threshold, encode
 from ._affine import Affine, fold_decoder, fold_encoder, rescale_latents
 from ._base import CoderConfig, Loss
+from ._centre import centre_pre_acts
 from ._layers import LayersConfig, norms_by_layer
 from ._penalty import Penalised
 from ._rows import unit_rows
@@ -34,8 +35,8 @@ class Crosscoder(Penalised):
     product: W_enc and W_dec (d_sae, L·d), row i of W_dec being (d_i^1, …, d_i^L). For two models, "layers" are the
     models; a latent whose relative norm of one of them is near 0 is a latent of the other alone.
 
-    At the start: each d_i^l points in a random direction with norm 0.1, W_enc = W_decᵀ (the same rows), b_enc = 0.
-    Half of all latents are active then: see `ReLUCoder` for what such codes take.
+    At the start: each d_i^l points in a random direction with norm 0.1, W_enc = W_decᵀ (the same rows), and b_enc such
+    that pre-acts are W_enc (x − b_dec). Half of all latents are active then: see `ReLUCoder` for what such codes take.
 
     Source: Lindsey et al., Sparse Crosscoders for Cross-Layer Features and Model Diffing (Transformer Circuits, 2024).
     """
@@ -58,6 +59,12 @@ class Crosscoder(Penalised):
     def n_layers(self) -> int:
         """Layers, or models."""
         return self.config.n_layers
+
+    @torch.no_grad()
+    def initialise(self, x: Tensor, target: Tensor) -> None:
+        """b_dec, and b_enc to match."""
+        super().initialise(x, target)
+        centre_pre_acts(self.W_enc, self.b_enc, self.b_dec)
 
     def encode(self, x: Tensor) -> SparseCodes:
         """x (…, L·d) → ragged codes, all of them positive."""

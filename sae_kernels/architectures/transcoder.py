@@ -13,6 +13,7 @@ from ..errors import ConfigError
 from ..ops import Threshold, encode
 from ._affine import Affine, fold_decoder, fold_encoder, rescale_latents
 from ._base import CoderConfig, Loss
+from ._centre import centre, centre_pre_acts
 from ._penalty import ramp
 from ._rows import unit_rows
 from ._sums import l1, squared_error
@@ -80,8 +81,9 @@ class Transcoder(TopKCoder):
     loss, activation "relu": ‖y − ŷ‖² + λ ‖f‖₁, the mean over tokens of these sums over features and latents; terms
     `mse` and `l1` (without λ). λ is `sparsity_coefficient`, and means the same only for targets of one scale. ‖f‖₁
     means something only beside decoder rows whose norm is fixed: they start at norm 1 in random directions (not at 0,
-    from where the first step would throw them to norm 1) and are kept there, unless `normalize_decoder` says no.
-    At the start half of all latents are active: see `ReLUCoder` for what such codes take.
+    from where the first step would throw them to norm 1) and are kept there, unless `normalize_decoder` says no. b_enc
+    starts such that pre-acts are W_enc (x − x̄), x̄ being what `b_dec_init` says, of the inputs. Half of all latents are
+    active then: see `ReLUCoder` for what such codes take.
 
     Source: transcoders arXiv 2406.11944, skip transcoders arXiv 2501.18823.
     """
@@ -99,6 +101,13 @@ class Transcoder(TopKCoder):
     def _initial_decoder(self, directions: Tensor) -> Tensor:
         shape = self.config.d_sae, self.config.d_out
         return torch.zeros(shape) if self.config.activation == "topk" else unit_rows(torch.randn(shape))
+
+    @torch.no_grad()
+    def initialise(self, x: Tensor, target: Tensor) -> None:
+        """b_dec, and with "relu" b_enc."""
+        super().initialise(x, target)
+        if self.config.activation == "relu":
+            centre_pre_acts(self.W_enc, self.b_enc, centre(x, self.config.b_dec_init))
 
     def encoder_input(self, x: Tensor) -> Tensor:
         """x itself: b_dec lives in the target's space."""
