@@ -39,4 +39,5 @@ NB_MODULE(_cpu, m) {
   bind::sparse_ops(m);
   bind::select_ops(m);
   bind::screen_ops(m);
+  bind::few_ops(m);
 }

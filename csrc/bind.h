@@ -40,5 +40,6 @@ nb::object run(const Call& call) {
 void sparse_ops(nb::module_& m);  // bind_sparse.cpp
 void select_ops(nb::module_& m);  // bind_select.cpp
 void screen_ops(nb::module_& m);  // bind_screen.cpp
+void few_ops(nb::module_& m);     // bind_few.cpp
 
 }  // namespace bind

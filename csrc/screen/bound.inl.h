@@ -3,7 +3,8 @@
 //   |x.w - x_h.w_h| <= |x_l| |w| + |x_h| |w_l|                 Cauchy-Schwarz; l: what rounding dropped
 //   the GEMM's float32 sums: g' |x_h| |w_h|                    g' = (d+8) 2^-23, in any order, even if it truncates
 //   dot_rows' own: g |x| |w|                                   g = (d+8) 2^-24, round to nearest
-//   s rounded to bfloat16: 2^-8 |s|                            half a unit in the last of 8 places, of s itself
+//   s rounded to bfloat16: 2^-8 |s|                            half a unit in the last of 8 places, of s itself; none
+//                                                              where s is kept in float32
 //   s + b, x . w + b and this bound added: 2^-16 |s| + 2^-22 |b|    three roundings to nearest
 //   denormals, flushed or not: 8 (d+8) 2^-126 (|x| + |w| + 4)
 //
@@ -36,9 +37,9 @@ inline Slack slack_of(float norm, float dropped, int64_t d) {
 
 // Screening scores of one token for a chunk of latents: per vector, the middle of what they may be and how far
 // it reaches either side.
-template <bool kBias>
+template <bool kBias, class Score = bf16>
 struct Around {
-  const bf16* scores;
+  const Score* scores;
   const float *norm, *dropped, *bias;  // of the chunk's first latent onwards
   Slack slack;
 
@@ -51,7 +52,7 @@ struct Around {
     const vf size = (vf)((vu)s & splat_u(0x7fffffff));
     vf reach = fma(splat(slack.of_norm), load_n(norm + i, n), splat(slack.fixed));
     reach = fma(splat(slack.of_dropped), load_n(dropped + i, n), reach);
-    reach = fma(splat(0x1.01p-8f), size, reach);
+    reach = fma(splat(sizeof(Score) == sizeof(bf16) ? 0x1.01p-8f : 0x1.01p-16f), size, reach);
     if (!kBias) return {s, reach};
     const vf b = load_n(bias + i, n);
     const vf finite = (vf)((vu)b & splat_u(0x7fffffff));

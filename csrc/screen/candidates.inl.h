@@ -13,12 +13,12 @@ using sel::Vector;
 constexpr int kWide = sel::kLanes<int32_t>;
 
 // How candidates are computed exactly: x . W[latent - W_first] + bias[latent] in float32.
-template <class T>
+template <class T, class Bias = float>
 struct Exactly {
   const T* x;
   const sk_matrix& W;
   int64_t W_first;
-  const float* bias;
+  const Bias* bias;
   static constexpr int kBatch = 128;
 
   // scores[i] = that of latents[i], for i < n <= kBatch
@@ -30,7 +30,7 @@ struct Exactly {
     for (; i + kSide <= n; i += kSide)
       dot_rows<kSide>(x, rows + i, W.cols, scores + i, i + 2 * kSide <= n ? rows + i + kSide : nullptr);
     for (; i < n; ++i) dot_rows<1>(x, rows + i, W.cols, scores + i, i + 1 < n ? rows + i + 1 : nullptr);
-    for (i = 0; bias && i < n; ++i) scores[i] += bias[latents[i]];
+    for (i = 0; bias && i < n; ++i) scores[i] += to_float(bias[latents[i]]);
   }
   void keys(const int32_t* latents, int n, int32_t* keys) const {
     float found[kBatch];
@@ -45,6 +45,7 @@ struct Candidates {
   int64_t count, room, k;
   int32_t bound;
   int64_t computed;  // exactly, so far
+  bool contradicted = false;  // an exact score lay outside its bounds: they are another matrix's
 
   bool closed() const { return bound > Float32::kFirstNaN; }
   bool full() const { return count > room - 4 * kWide; }
@@ -80,9 +81,9 @@ struct Candidates {
   }
 
   // Computes those whose lower bound is at least `low` and whose upper bound at least `high`.
-  template <class T>
-  void compute(const Exactly<T>& exactly, int32_t low, int32_t high) {
-    constexpr int kBatch = Exactly<T>::kBatch;
+  template <class E>
+  void compute(const E& exactly, int32_t low, int32_t high) {
+    constexpr int kBatch = E::kBatch;
     int32_t latents[kBatch], keys[kBatch], at[kBatch];
     for (int64_t i = 0; i < count;) {
       int n = 0;
@@ -92,7 +93,10 @@ struct Candidates {
         n += (upper[i] != lower[i]) & (lower[i] >= low) & (upper[i] >= high);
       }
       exactly.keys(latents, n, keys);
-      for (int j = 0; j < n; ++j) upper[at[j]] = lower[at[j]] = keys[j];
+      for (int j = 0; j < n; ++j) {
+        contradicted |= (keys[j] < lower[at[j]]) | (keys[j] > upper[at[j]]);
+        upper[at[j]] = lower[at[j]] = keys[j];
+      }
       computed += n;
     }
   }
@@ -107,8 +111,8 @@ struct Candidates {
   }
 
   // Makes room.
-  template <class T>
-  void shrink(const Exactly<T>& exactly) {
+  template <class E>
+  void shrink(const E& exactly) {
     thin();
     if (count <= (room + k) / 2) return;
     compute(exactly, Float32::kLeast, Float32::kLeast);
@@ -116,15 +120,15 @@ struct Candidates {
   }
 
   // Leaves exact entries only, and the k best among them.
-  template <class T>
-  void settle(const Exactly<T>& exactly) {
+  template <class E>
+  void settle(const E& exactly) {
     thin();
     compute(exactly, Float32::kLeast, Float32::kLeast);
   }
 
   // The k best of all.
-  template <class T>
-  void finish(const Exactly<T>& exactly) {
+  template <class E>
+  void finish(const E& exactly) {
     thin();
     int32_t best = Float32::kLeast;  // the k of the greatest lower bounds first: theirs often decide
     if (count > k) best = sel::kth(sel::Keys<int32_t, sel::AsStored>(lower, count), count, k, k).key;

@@ -7,8 +7,8 @@ namespace {
 namespace screen {
 
 // body(i, bits) for each vector of a row with latents whose scores may stay.
-template <bool kBias, class Body>
-inline void may_stay(const Around<kBias>& scores, int64_t n, const float* theta, int64_t step, const Body& body) {
+template <class Around, class Body>
+inline void may_stay(const Around& scores, int64_t n, const float* theta, int64_t step, const Body& body) {
   for (int64_t i = 0; i < n; i += kWide) {
     const int m = int(n - i < kWide ? n - i : kWide);
     const auto z = scores.at(i, m);

@@ -21,9 +21,8 @@ inline Candidates candidates_of(const sk_screened_topk& s, int64_t r, bool start
 }
 
 // Offers a chunk's scores to a row's candidates.
-template <class T, bool kBias>
-inline void offer(Candidates& c, const Around<kBias>& scores, const uint8_t* among, int64_t n, int64_t first,
-                  const Exactly<T>& exactly) {
+template <class Around, class E>
+inline void offer(Candidates& c, const Around& scores, const uint8_t* among, int64_t n, int64_t first, const E& exactly) {
   if (c.closed()) return;
   Vector<int32_t> least = sel::splat(Float32::from(c.bound));
   const auto reaches = [&](vf high) { return sel::at_least(Float32::loose((Vector<int32_t>)high), least); };

@@ -191,6 +191,20 @@ def call(name: str, *args: Any, codes: Codes | None = None, limit: int = 0) -> N
         _fail(name, code, position, value, codes, limit)
 
 
+def tell(name: str, *args: Any) -> int:
+    """Run one C++ entry that has something to tell of its call (kernels.h says what); 0: nothing."""
+    extension, reason = _load()
+    if extension is None:
+        raise BackendError(f"{name}: {reason}")
+    status = getattr(extension, name)(*args, torch.get_num_threads())
+    if status is None:
+        return 0
+    code, position, value = status
+    if code:
+        _fail(name, code, position, value, None, 0)
+    return position
+
+
 def flush_denormals(flush: bool, threads: int) -> bool:
     """Denormals as zero on the calling thread and `threads` - 1 OpenMP workers; returns the mode before."""
     return ask("flush_denormals", flush, threads)

@@ -93,6 +93,21 @@ typedef struct { int32_t *upper, *lower, *rows, *index, *bound; int64_t *count, 
 /* What screen_round found: of x's rows (n,), and of a chunk of W's rows (cols,). */
 typedef struct { const float *x, *x_dropped, *W, *W_dropped; } sk_norms;
 
+/* One selection of few_topk: k latents a token among those whose byte of `among` (W.rows,) is not 0, NULL: all; values and
+ * indices (x.rows, k) as in running_topk_finish. */
+typedef struct { int64_t k; const uint8_t *among; void *values; int32_t *indices; int32_t relu; } sk_selection;
+
+/* W as screen_round rounded it: rows in bf16, next to each other, and their norms. rows NULL: there is none. `dots`: products
+ * may be made by instructions for bf16, where they are fast. */
+typedef struct { const void *rows; const float *norms, *dropped; int32_t dots; } sk_rounded;
+
+/* What few_* tell of a call in an SK_OK status' position. */
+enum {
+  SK_SCREENED = 1,     /* by the copy of W */
+  SK_CONTRADICTED = 2, /* a score was not what the copy says: it is no copy of this W. Results are without it */
+  SK_GIVEN_UP = 4      /* the copy decided too little. Results are without it */
+};
+
 typedef struct sk_kernels {
   int32_t abi;     /* SAE_KERNELS_ABI */
   int32_t size;    /* sizeof(sk_kernels) of the host */
@@ -184,6 +199,21 @@ typedef struct sk_kernels {
   /* as batch_topk_finish, of the scores x . W + bias summed in fp32 */
   sk_status (*screened_batch_finish)(int32_t dtype, sk_screened_batch state, sk_matrix x, sk_matrix W, const float *bias,
                                      int32_t relu, int64_t *offsets, void *values, int32_t *indices, int32_t threads);
+
+  /* A few tokens, in one call: scores x . W + bias (W.rows,) summed in fp32 as sddmm does, the same whether screened or not.
+   * bias is of the dtype, or NULL. Scratch: some KB a token and thread, and 16 bytes for each candidate. */
+
+  sk_status (*few_topk)(int32_t dtype, sk_matrix x, sk_matrix W, const void *bias, sk_rounded copy,
+                        const sk_selection *selections, int64_t count, int32_t threads);
+  /* keeps what is not <= theta[latent * theta_step]; offsets (x.rows+1,). values and indices (room,) are written where there is
+   * room for all */
+  sk_status (*few_threshold)(int32_t dtype, sk_matrix x, sk_matrix W, const void *bias, sk_rounded copy, const float *theta,
+                             int64_t theta_step, int64_t room, int64_t *offsets, void *values, int32_t *indices,
+                             int32_t threads);
+  /* position: 1 where some of 16 columns of a's rows first_row, first_row + step, ... are not what `rounded` (a.rows, a.cols)
+   * says, else 0; columns first_col, first_col + 1, ... */
+  sk_status (*screen_differs)(int32_t dtype, sk_matrix a, const void *rounded, int64_t first_row, int64_t step,
+                              int64_t first_col, int32_t threads);
 } sk_kernels;
 
 #ifdef __cplusplus

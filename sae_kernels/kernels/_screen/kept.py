@@ -10,6 +10,11 @@ the second time. What tells that it is the same:
 - for what writes behind all of these (`W.data[i] = ...`): 16 elements of every row, others at each call, are
   compared with the copy before it is used. A single element written that way can escape for a while.
 
+Few tokens would spend as long on that comparison as on the encode. They compare one row in 16, others at each call:
+a change to all rows is seen at once, and one row written that way may escape for 15 calls. No longer than until the
+copy makes it a candidate, though: then its exact score contradicts what the copy says of it, the copy is freed, and
+the encode made without it (csrc/few).
+
 SAE_KERNELS_SCREEN_CACHE bounds all copies together (bytes; 0: none); the one unused longest goes first.
 """
 
@@ -28,6 +33,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ... import settings
 from ...errors import ConfigError
+from .. import _cpu
 from .rounded import Rounded, round_rows
 
 REMEMBERED = 64  # tensors met, with or without a copy
@@ -68,14 +74,15 @@ def limit_bytes() -> int:
     return int(text)
 
 
-def kept(W: Tensor) -> Rounded | None:
-    """The copy of these very weights; None where there is none. Weights in bfloat16 need none."""
+def kept(W: Tensor, rows_a_look: int = 1) -> Rounded | None:
+    """The copy of these very weights; None where there is none. Weights in bfloat16 need none.
+
+    One row in `rows_a_look` is compared with the copy."""
     limit, wanted = limit_bytes(), 2 * W.numel() + 8 * W.shape[0]
     if W.dtype == torch.bfloat16 or W.is_inference() or wanted > limit:
         return None
     _watch_optimizers()
-    storage = StorageWeakRef(W.untyped_storage())
-    key = (storage.cdata, W.storage_offset(), W.shape, W.stride(), W.dtype)
+    storage, key = _key(W)
     with _lock:
         for gone in [key for key, met in _met.items() if met.storage.expired()]:
             del _met[gone]
@@ -89,7 +96,7 @@ def kept(W: Tensor) -> Rounded | None:
             return None
         _met.move_to_end(key)
         met.calls += 1
-        if met.copy is not None and not _same(W, met.copy, met.calls):
+        if met.copy is not None and not _same(W, met.copy, met.calls, rows_a_look):
             met.copy = None
             counts["stale"] += 1
         if met.copy is not None:
@@ -109,11 +116,26 @@ def _make_room(most: int) -> None:
         met.copy = None
 
 
-def _same(W: Tensor, copy: Rounded, calls: int) -> bool:
-    """Whether a sample of every row is still what was rounded."""
-    at = 16 * calls % max(1, W.shape[1] - 15)
-    sample = W.detach()[:, at : at + 16].to(torch.bfloat16).view(torch.int16)
-    return torch.equal(sample, copy.data[:, at : at + 16].view(torch.int16))
+def _same(W: Tensor, copy: Rounded, calls: int, rows_a_look: int) -> bool:
+    """Whether a sample of the rows is still what was rounded."""
+    turn, row = divmod(calls, rows_a_look)
+    at = 16 * turn % max(1, W.shape[1] - 15)
+    a = (_cpu.dtype_code(W), *_cpu.pointers(W), copy.data.data_ptr())
+    return not _cpu.tell("screen_differs", *a, row, rows_a_look, at)
+
+
+def contradicted(W: Tensor) -> None:
+    """Free the copy of these weights: it is not what they are."""
+    with _lock:
+        met = _met.get(_key(W)[1])
+        if met is not None and met.copy is not None:
+            met.copy = None
+            counts["stale"] += 1
+
+
+def _key(W: Tensor) -> tuple[StorageWeakRef, tuple[Any, ...]]:
+    storage = StorageWeakRef(W.untyped_storage())
+    return storage, (storage.cdata, W.storage_offset(), W.shape, W.stride(), W.dtype)
 
 
 @functools.cache

@@ -1,7 +1,8 @@
 """`linear_threshold` on the CPU: `torch.mm` on chunks; C++ counts what stays in each, then writes it.
 
-Where bfloat16 products are fast, `screened.py` does it. Here, all scores are computed in float32. Bodies:
-csrc/select. Memory: the outputs twice over while chunks are put together, and that of `_pre_acts`.
+A few tokens are one C++ call (`_few`). Where bfloat16 products are fast, `screened.py` does many. Here, all scores are
+computed in float32. Bodies: csrc/select. Memory: the outputs twice over while chunks are put together, and that of
+`_pre_acts`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .. import _cpu
+from .. import _cpu, _few
 from .._pre_acts import PreActs, address, bias_of, check
 from .._screen import screens
 from . import screened
@@ -48,6 +49,8 @@ def run(x: Tensor, W: Tensor, b: Tensor | None, theta: Tensor) -> tuple[Tensor, 
     """See `sae_kernels.kernels.linear_threshold`."""
     check(x, W, b, theta=theta if theta.dim() else None)
     theta = theta.detach().float().contiguous()
+    if _few.takes(x, W):
+        return _few.threshold(x, W, b, theta)
     found, done = screened.pieces(x, W, b, theta) if screens(x, W, []) else ([], 0)
     if done < x.shape[0]:
         found += _unscreened(x, W, b, theta, done)

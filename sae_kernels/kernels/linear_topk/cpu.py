@@ -1,9 +1,9 @@
 """`linear_topk` on the CPU: `torch.mm` on chunks, folded by C++ into the rows' candidates while in cache.
 
-Where bfloat16 products are fast, `screened.py` does it. Here, all scores are computed in float32. Bodies:
-csrc/select. Memory beside the outputs: that of `_pre_acts`, and 16 MiB of candidates (or those of 16 rows, about
-16·k bytes each and selection, where that is more), whatever N and M. Given the scores, the selection is exact and
-deterministic.
+A few tokens are one C++ call (`_few`). Where bfloat16 products are fast, `screened.py` does many. Here, all scores are
+computed in float32. Bodies: csrc/select. Memory beside the outputs: that of `_pre_acts`, and 16 MiB of candidates (or
+those of 16 rows, about 16·k bytes each and selection, where that is more), whatever N and M. Given the scores, the
+selection is exact and deterministic.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .. import _cpu
+from .. import _cpu, _few
 from .._pre_acts import PreActs, address, bias_of, check, part
 from .._screen import screens
 from . import screened
@@ -64,6 +64,8 @@ def run(
     """See `sae_kernels.kernels.linear_topk`. Indices ascend within a row."""
     for k, mask in zip(ks, among, strict=True):
         check(x, W, b, k, among=None if mask is None or mask.numel() == 0 else mask)
+    if len(ks) == 1 and ks[0] > 0 and _few.takes(x, W, ks[0]):
+        return _few.top_k(x, W, b, ks[0], relus[0], among[0])
     if min(ks, default=0) < 1 or not screens(x, W, ks):
         return _unscreened(x, W, b, ks, relus, among)
     out, done = screened.run(x, W, b, ks, relus, among)

@@ -1,0 +1,95 @@
+"""A few tokens: an encode is one C++ call (csrc/few). It reads W once, and no scratch is as large as a row of scores.
+
+Scores are summed in float32 as screening sums those it computes exactly: one by one, in an order that depends neither
+on threads nor on how many tokens there are. Where a copy of W in bfloat16 is kept (`_screen.kept`), it is read instead,
+and W only where the copy's bounds leave a choice: half the traffic, the same result. Without one, W is read as it is.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _cpu
+from ._screen.kept import contradicted, kept
+from ._screen.policy import mode
+
+MOST_TOKENS = 32
+CANDIDATES = 1 << 20  # k of all tokens and threads: 16 to 32 bytes each
+# Below, a copy saves little: W stays in the caches, or a call is mostly overhead.
+LEAST_D, LEAST_ELEMENTS = 64, 1 << 20
+LATENTS_A_CHOICE = 24  # with fewer latents for each one chosen, too many are computed twice
+LEAST_ROOM, MOST_ROOMS = 256, 64  # of values a token; of sizes that are remembered
+ROWS_A_LOOK = 16  # the copy is compared with one row in so many before it is used
+NO_COPY = (0, 0, 0, False)
+CONTRADICTED = 2  # kernels.h: SK_CONTRADICTED
+
+
+def takes(x: Tensor, W: Tensor, chosen: int = 0) -> bool:
+    """Whether this problem is small enough in tokens, and its rows of W lie in one piece each."""
+    n, d = x.shape
+    return (
+        0 < n <= MOST_TOKENS
+        and d > 0
+        and W.shape[0] > 0
+        and (W.stride(1) == 1 or d == 1)
+        and n * chosen * torch.get_num_threads() <= CANDIDATES
+        and not W.is_neg()
+    )
+
+
+def copy_of(x: Tensor, W: Tensor, chosen: int) -> tuple[int, int, int, bool]:
+    """(rows, norms, dropped norms, whether to use instructions for bfloat16) of the copy to screen with."""
+    d = x.shape[1]
+    if W.dtype == torch.bfloat16:
+        return NO_COPY
+    wanted = mode()
+    if wanted == "off":
+        return NO_COPY
+    if wanted == "auto" and (d < LEAST_D or W.numel() < LEAST_ELEMENTS or LATENTS_A_CHOICE * chosen > W.shape[0]):
+        return NO_COPY
+    copy = kept(W, ROWS_A_LOOK)
+    return NO_COPY if copy is None else (copy.data.data_ptr(), *copy.norms(), True)
+
+
+def call(name: str, x: Tensor, W: Tensor, b: Tensor | None, copy: tuple[int, int, int, bool], *rest: Any) -> None:
+    """Run one of csrc/few on these inputs; a copy that turns out to be another matrix's is freed."""
+    x = _cpu.matrix(x)
+    bias = None if b is None else _cpu.flat(b, x.dtype, "b")
+    inputs = (*_cpu.pointers(x), *_cpu.pointers(W), 0 if bias is None else bias.data_ptr(), *copy)
+    if _cpu.tell(name, _cpu.dtype_code(x), *inputs, *rest) & CONTRADICTED:
+        contradicted(W)
+
+
+def top_k(x: Tensor, W: Tensor, b: Tensor | None, k: int, relu: bool, among: Tensor | None) -> list[Tensor]:
+    """One selection of `linear_topk`, k ≥ 1; arguments are checked."""
+    n = x.shape[0]
+    values, indices = torch.empty(n, k, dtype=x.dtype), torch.empty(n, k, dtype=torch.int32)
+    mask = None if among is None or among.numel() == 0 else _cpu.flat(among, torch.bool, "among")
+    at = 0 if mask is None else mask.data_ptr()
+    call("few_topk", x, W, b, copy_of(x, W, k), k, relu, at, values.data_ptr(), indices.data_ptr())
+    return [values, indices]
+
+
+_rooms: dict[int, int] = {}  # of values that were kept of so many latents, at most
+
+
+def threshold(x: Tensor, W: Tensor, b: Tensor | None, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`linear_threshold`; θ float32 and contiguous. A call that keeps more than any before it takes twice as long."""
+    n, m = x.shape[0], W.shape[0]
+    offsets = torch.empty(n + 1, dtype=torch.int64)
+    copy = copy_of(x, W, 0)
+    room = n * max(LEAST_ROOM, _rooms.get(m, 0))
+    while True:
+        values, indices = torch.empty(room, dtype=x.dtype), torch.empty(room, dtype=torch.int32)
+        out = (room, offsets.data_ptr(), values.data_ptr(), indices.data_ptr())
+        call("few_threshold", x, W, b, copy, theta.data_ptr(), theta.dim(), *out)
+        count = int(offsets[-1])
+        if count <= room:
+            return values[:count].clone(), indices[:count].clone(), offsets
+        room = count
+        _rooms[m] = min(m // 8, 2 * (-(-count // n)))  # so much is allocated from now on
+        if len(_rooms) > MOST_ROOMS:
+            _rooms.pop(next(iter(_rooms)))

@@ -1,0 +1,360 @@
+"""A few tokens in one call: exactly those of the exactly computed scores, with a copy of W or without."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from support.compare import assert_same
+from support.screening import HARD, Problem, exact_scores, normal
+from torch import Tensor
+
+from sae_kernels.errors import ShapeError
+from sae_kernels.kernels import _cpu, _few
+from sae_kernels.kernels._screen import forget, kept, policy
+from sae_kernels.kernels._screen.rounded import Rounded, round_rows
+from sae_kernels.kernels.linear_threshold import cpu as linear_threshold
+from sae_kernels.kernels.linear_threshold import screened as screened_threshold
+from sae_kernels.kernels.linear_topk import cpu as linear_topk
+from sae_kernels.kernels.linear_topk import screened as screened_topk
+from sae_kernels.kernels.topk import reference as topk
+
+ops = torch.ops.sae_kernels
+SCREENED, CONTRADICTED, GIVEN_UP = 1, 2, 4  # kernels.h
+WAYS = ("direct", "widened", "dots")  # from W; from its copy in bfloat16, without and with instructions for it
+COUNTS = (1, 2, 3, 4, 5, 9, 32)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@pytest.fixture(autouse=True)
+def _few_tokens(cpu: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAE_KERNELS_SCREENING", "on")
+    monkeypatch.setattr(kept, "counts", dict.fromkeys(kept.counts, 0))
+    forget()
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """What every call told."""
+    found, tell = [], _cpu.tell
+
+    def listening(name: str, *args: object) -> int:
+        answer = tell(name, *args)
+        if name.startswith("few"):
+            found.append(answer)
+        return answer
+
+    monkeypatch.setattr(_cpu, "tell", listening)
+    return found
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """All calls go this way."""
+    if request.param == "dots" and not (_cpu.isa() == "avx512" and _cpu.ask("fast_bf16")):
+        pytest.skip("no fast instructions for bfloat16 here")
+    held = []
+
+    def copy_of(x: Tensor, W: Tensor, chosen: int) -> tuple[int, int, int, bool]:
+        if request.param == "direct":
+            return _few.NO_COPY
+        held[:] = [W.to(torch.bfloat16), round_rows(W, Rounded.empty(*W.shape, W.dtype))]
+        return held[0].data_ptr(), *held[1].norms(), request.param == "dots"
+
+    monkeypatch.setattr(_few, "copy_of", copy_of)
+    return request.param
+
+
+def select(problem: Problem, k: int, among: Tensor | None = None, relu: bool = False) -> list[Tensor]:
+    return linear_topk.run(*problem, [k], [relu], [among])
+
+
+def expect(problem: Problem, k: int, among: Tensor | None = None) -> None:
+    """The k best of the exact scores, latents ascending; then empty slots."""
+    found = select(problem, k, among)
+    z = exact_scores(*problem)
+    allowed = torch.arange(z.shape[1]) if among is None else among.nonzero().flatten()
+    filled = min(k, allowed.numel())
+    values, picked = topk.run(z[:, allowed], filled)
+    latents, order = allowed[picked.long()].sort(1)
+    assert torch.equal(found[1][:, :filled], latents.int())
+    assert_same(found[0][:, :filled], values.gather(1, order).to(problem[0].dtype), signed_zeros=False)
+    assert not found[0][:, filled:].any()
+    assert not found[1][:, filled:].any()
+
+
+def above(problem: Problem, theta: Tensor) -> None:
+    """What is not <= theta of the exact scores."""
+    values, indices, offsets = linear_threshold.run(*problem, theta)
+    z = exact_scores(*problem)
+    stays = ~(z <= theta)
+    assert torch.equal(offsets.diff(), stays.sum(1))
+    assert torch.equal(indices, stays.nonzero()[:, 1].int())
+    assert_same(values, z[stays].to(problem[0].dtype), signed_zeros=False)
+
+
+@pytest.mark.parametrize("n", COUNTS)
+@pytest.mark.parametrize(("d", "m", "k"), [(64, 2000, 20), (67, 333, 333), (769, 500, 32), (1, 1, 1), (4096, 120, 9)])
+@pytest.mark.usefixtures("way")
+def test_the_choice_is_exact(n: int, d: int, m: int, k: int) -> None:
+    problem = normal(n, d, m)
+    expect(problem, k)
+    above(problem, torch.tensor(0.5))
+    above(problem, torch.rand(m))
+    z = problem[0].double() @ problem[1].double().T + problem[2].double()
+    values, indices = select(problem, k)
+    torch.testing.assert_close(values.double(), z.gather(1, indices.long()), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:])
+@pytest.mark.parametrize("d", [64, 768])
+@pytest.mark.usefixtures("way")
+def test_16_bit_inputs(dtype: torch.dtype, d: int) -> None:
+    for n in (1, 3, 21):
+        problem = normal(n, d, 700, dtype)
+        for k in (1, 30):
+            expect(problem, k)
+        above(problem, torch.tensor(0.8))
+
+
+@pytest.mark.parametrize("kind", HARD)
+@pytest.mark.parametrize("n", [8, 19])
+def test_hard_numbers(kind: str, n: int, way: str, told: list[int]) -> None:
+    x, W, b = HARD[kind](*normal(19, 96, 1200))
+    problem = x[:n], W, b
+    for k in (1, 32):
+        expect(problem, k)
+    z = exact_scores(*problem)
+    finite = z[z.isfinite()]
+    middle = finite.median() if finite.numel() else torch.tensor(0.0)
+    for theta in (middle, finite.max() if finite.numel() else middle, z[4].nan_to_num()):
+        above(problem, theta)
+    assert not any(each & CONTRADICTED for each in told)
+    assert any(told) == (way != "direct")
+
+
+@pytest.mark.parametrize("kind", [kind for kind in HARD if "denormal" in kind or kind == "small"])
+@pytest.mark.usefixtures("one_thread", "way")  # the mode is a thread's own: truth and kernel must run in the same one
+def test_hard_numbers_with_denormals_flushed(kind: str) -> None:
+    x, W, b = HARD[kind](*normal(19, 96, 1200))
+    before = _cpu.flush_denormals(True, 1)
+    try:
+        expect((x[:7], W, b), 32)
+    finally:
+        _cpu.flush_denormals(before, 1)
+
+
+@pytest.mark.usefixtures("way")
+def test_masks_relu_no_bias_and_strides() -> None:
+    x, W, b = normal(6, 64, 1200)
+    few = torch.zeros(1200, dtype=torch.bool)
+    few[300::211] = True
+    for k, mask in ((64, torch.rand(1200) < 0.4), (9, few), (3, few & False), (1, torch.rand(1200) < 0.9)):
+        expect((x, W, b), k, mask)
+    padded = torch.full((1201, 70), float("nan"))
+    padded[:1200, 3:67] = W
+    spread = torch.full((6, 200), float("nan"))
+    spread[:, 5:197:3] = x
+    for mine in ((x.mT.contiguous().mT, W, b), (spread[:, 5:197:3], padded[:1200, 3:67], b)):
+        same = zip(select(mine, 20), select((x, W, b), 20), strict=True)
+        assert all(torch.equal(one, two) for one, two in same)
+    full, indices = select((x, W - 0.3, torch.zeros(1200)), 900)
+    assert all(
+        torch.equal(one, two)
+        for one, two in zip(
+            linear_topk.run(x, W - 0.3, None, [900], [True], [None]), (full.relu(), indices), strict=True
+        )
+    )
+
+
+@pytest.mark.usefixtures("way")
+def test_any_number_of_threads_gives_the_same_bits(threads: Callable) -> None:
+    problem, found = normal(9, 256, 5003), []
+    for count in (1, 2, 3, 7):
+        with threads(count):
+            found.append([*select(problem, 25), *linear_threshold.run(*problem, torch.tensor(1.5))])
+    for other in found[1:]:
+        assert all(torch.equal(one, two) for one, two in zip(found[0], other, strict=True))
+
+
+@pytest.mark.usefixtures("way")
+def test_a_token_has_the_same_codes_in_any_company() -> None:
+    x, W, b = normal(11, 200, 900)
+    values, indices = select((x, W, b), 20)
+    for t in range(11):
+        alone = select((x[t : t + 1], W, b), 20)
+        assert torch.equal(alone[0], values[t : t + 1])
+        assert torch.equal(alone[1], indices[t : t + 1])
+
+
+PINNED = """
+import sys, pytest
+sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-k", "(few_tokens or cpu) and not isa", *sys.argv[1:]]))
+"""
+
+
+@pytest.mark.parametrize("isa", _cpu.isas())
+def test_these_tests_pass_in_every_isa(isa: str) -> None:
+    """In a process of its own: the instruction set is chosen once."""
+    run = subprocess.run(
+        [sys.executable, "-P", "-c", PINNED, __file__, str(Path(__file__).with_name("test_ops_linear.py"))],
+        env={**os.environ, "SAE_KERNELS_ISA": isa},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stdout
+    assert " passed" in run.stdout
+
+
+def test_all_tokens_together_take_the_other_way_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Screening of many tokens computes the same scores."""
+    problem = normal(_few.MOST_TOKENS, 96, 1500)
+    found = select(problem, 30), linear_threshold.run(*problem, torch.tensor(1.0))
+    monkeypatch.setattr(_few, "MOST_TOKENS", 0)
+    monkeypatch.setattr(screened_topk, "SCREENED_A_COMPUTED", 1)
+    monkeypatch.setattr(screened_threshold, "SCREENED_A_COMPUTED", 1)
+    others = select(problem, 30), linear_threshold.run(*problem, torch.tensor(1.0))
+    for mine, theirs in zip(found, others, strict=True):
+        assert all(torch.equal(one, two) for one, two in zip(mine, theirs, strict=True))
+
+
+# Copies of W.
+
+
+def test_a_copy_is_made_when_weights_come_back(told: list[int]) -> None:
+    x, W, b = normal(1, 64, 1200)
+    for _ in range(4):
+        expect((x, W, b), 9)
+    above((x, W, b), torch.tensor(2.0))
+    assert told == [0, SCREENED, SCREENED, SCREENED, SCREENED]
+    assert kept.counts == {"made": 1, "used": 3, "stale": 0}
+
+
+@pytest.mark.parametrize("kind", ["all equal", "nearly equal", "past every bound"])
+def test_what_a_copy_cannot_decide_is_computed_without_it(kind: str, told: list[int]) -> None:
+    x, W, b = HARD[kind](*normal(7, 96, 4000))
+    for _ in range(3):
+        expect((x, W, b), 9)
+    assert told[0] == 0
+    assert all(each & GIVEN_UP for each in told[1:])
+
+
+def test_a_change_of_all_rows_behind_every_counter_is_seen_at_once() -> None:
+    x, W, b = normal(2, 64, 1200)
+    for _ in range(3):
+        expect((x, W, b), 9)
+    for _ in range(3):
+        W.numpy()[:] *= 1.5
+        expect((x, W, b), 9)
+        for _ in range(3):
+            expect((x, W, b), 9)
+    assert kept.counts["stale"] == 3
+
+
+def test_a_row_changed_behind_every_counter_is_seen_within_16_calls() -> None:
+    """Its score by the copy is small, its new one the largest."""
+    x, W, _ = normal(1, 64, 1200)
+    for row in (0, 333, 1199):
+        W[row] = -x[0]
+        for _ in range(3):
+            select((x, W, None), 9)
+        stale = kept.counts["stale"]
+        W.numpy()[row] = x[0]
+        seen = [row in select((x, W, None), 9)[1] for _ in range(_few.ROWS_A_LOOK)]
+        assert seen[-1]
+        assert kept.counts["stale"] == stale + 1
+
+
+def test_a_changed_row_that_the_copy_would_choose_is_seen_at_once(
+    monkeypatch: pytest.MonkeyPatch, told: list[int]
+) -> None:
+    x, W, b = normal(3, 64, 1200)
+    for _ in range(3):
+        select((x, W, b), 9)
+    monkeypatch.setattr(kept, "_same", lambda *_: True)
+    best = int(select((x, W, b), 9)[1][1, 4])
+    W.numpy()[best] = 0
+    expect((x, W, b), 9)
+    assert told[-1] & CONTRADICTED
+    assert kept.counts["stale"] == 1
+    expect((x, W, b), 9)  # a new copy
+    theta = exact_scores(x, W, b)[0].max() - 0.5
+    W.numpy()[int((exact_scores(x, W, b)[0]).argmax())] = 0
+    above((x, W, b), theta)
+    assert told[-1] & CONTRADICTED
+    above((x, W, b), theta)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("d", [1, 15, 16, 17, 64])
+def test_the_look_at_a_copy_sees_every_element(dtype: torch.dtype, d: int) -> None:
+    W = torch.randn(40, d).to(dtype)
+    copy = W.to(torch.bfloat16, copy=True)
+
+    def differs(row: int, step: int, col: int) -> int:
+        a = (_cpu.dtype_code(W), *_cpu.pointers(W), copy.data_ptr())
+        return _cpu.tell("screen_differs", *a, row, step, col)
+
+    at = max(0, d - 16)
+    assert not any(differs(row, 4, col) for row in range(4) for col in (0, at))
+    copy[18, d - 1] += 1
+    assert [differs(row, 4, at) for row in range(4)] == [0, 0, 1, 0]
+    assert differs(2, 1, at) == 1
+    assert differs(19, 1, at) == 0
+    assert differs(40, 1, 0) == 0
+
+
+def test_off_means_no_copy(monkeypatch: pytest.MonkeyPatch, told: list[int]) -> None:
+    x, W, b = normal(4, 64, 1200)
+    monkeypatch.setenv("SAE_KERNELS_SCREENING", "off")
+    for _ in range(3):
+        expect((x, W, b), 9)
+    assert told == [0, 0, 0]
+    assert kept.counts == {"made": 0, "used": 0, "stale": 0}
+
+
+def test_when_it_keeps_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAE_KERNELS_SCREENING", "auto")
+    monkeypatch.setattr(_few, "kept", lambda W, rows: round_rows(W, Rounded.empty(*W.shape, W.dtype)))
+    x, W = torch.ones(1, 128), torch.ones(_few.LEAST_ELEMENTS // 128, 128)
+    assert _few.copy_of(x, W, 32)[0]
+    assert not _few.copy_of(x, W[:-1], 32)[0]
+    assert not _few.copy_of(x, W, W.shape[0] // 20)[0]
+    assert not _few.copy_of(x.bfloat16(), W.bfloat16(), 32)[0]
+    assert not _few.copy_of(x[:, :32], W.view(-1, 32), 32)[0]
+
+
+def test_what_it_takes(threads: Callable) -> None:
+    x, W = torch.ones(33, 8), torch.ones(50, 8)
+    assert _few.takes(x[:32], W, 50)
+    assert not _few.takes(x, W)
+    assert not _few.takes(x[:0], W)
+    assert not _few.takes(x[:3, :0], W[:, :0])
+    assert not _few.takes(x[:3], W.mT.contiguous().mT)
+    assert not _few.takes(x[:3], torch._neg_view(W))
+    with threads(2):
+        assert not _few.takes(x[:3], W, _few.CANDIDATES // 5)
+    assert policy.mode() == "on"
+
+
+def test_thresholds_that_more_pass_than_there_was_room_for() -> None:
+    problem = normal(5, 64, 3000)
+    for theta in (-9.0, 0.0, 9.0, -9.0):
+        above(problem, torch.tensor(theta))
+
+
+def test_sizes_that_do_not_fit_are_refused() -> None:
+    x, W, _ = normal(2, 64, 100)
+    out = torch.empty(2, 101), torch.empty(2, 101, dtype=torch.int32)
+    for k, columns in ((0, 64), (101, 64), (5, 63)):
+        with pytest.raises(ShapeError, match="few_topk"):
+            _cpu.tell(
+                "few_topk", 0, x.data_ptr(), 2, columns, 64, *_cpu.pointers(W), 0, *_few.NO_COPY, k, False, 0,
+                *(each.data_ptr() for each in out),
+            )  # fmt: skip
