@@ -141,6 +141,7 @@ class StreamActivations:
         self._stream, self._sequences, self._read = stream, sequences, read
         first = self._source(0)
         self.d_in, self.d_out = first.d_in, first.d_out
+        self.widths: tuple[int, ...] = getattr(first, "widths", (first.d_in,))
         self.n_blocks = stream.count()
 
     def block(self, index: int) -> ActivationBatch:

@@ -95,7 +95,8 @@ class TextBlocks:
         self.sequences, self.forward_sequences = sequences, forward_sequences
         self._inputs, self._targets = list(inputs), list(targets)
         self._same = [point for _, point in inputs] == [point for _, point in targets]
-        self.d_in, self.d_out = (sum(model.d_of(point) for model, point in side) for side in (inputs, targets))
+        self.widths = tuple(model.d_of(point) for model, point in inputs)  # of the parts that stand side by side
+        self.d_in, self.d_out = sum(self.widths), sum(model.d_of(point) for model, point in targets)
         self.order = BlockOrder(len(sequences), block_sequences, shuffle, seed, epochs)
         self.n_blocks = self.order.n_blocks
         special = {i for model, _ in self._inputs for i in model.special_ids}

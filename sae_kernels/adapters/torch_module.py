@@ -81,6 +81,7 @@ class ModuleActivations:
             capture(self.module, {*self._inputs, *self._targets}, stop_early=True) as seen,
         ):
             _call(self.module, self.batches[number])
+        self.widths = tuple(seen[point].shape[-1] for point in self._inputs)
         input = _side_by_side(seen, self._inputs)
         return ActivationBatch(input, input if self._targets == self._inputs else _side_by_side(seen, self._targets))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments."""
-    parser.add_argument("config", type=Path, help="TOML file; docs/training.md lists every key")
+    parser.add_argument("config", type=Path, help="TOML file, or a run's config.json; docs/training.md lists every key")
     parser.add_argument(
         "--restart", action="store_true", help="start over instead of resuming from the last checkpoint"
     )
@@ -18,11 +18,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, then say where the result lies."""
-    from ..train import load_config, train
+    from ..train import load_sweep, train_together
 
-    outcome = train(load_config(args.config), resume=not args.restart, progress=not args.quiet)
-    if outcome.outcome == "interrupted":
-        print(f"interrupted at step {outcome.step} of {outcome.total_steps}; the same command goes on from there")
+    runs = train_together(load_sweep(args.config), resume=not args.restart, progress=not args.quiet)
+    for each in runs:
+        if each.outcome == "finished":
+            print(f"trained to step {each.step}: {each.directory / 'coder'}")
+        else:
+            print(f"{each.outcome} at step {each.step} of {each.total_steps}: {each.directory}")
+    if any(each.outcome == "interrupted" for each in runs):
+        print("the same command goes on from there")
         return 130
-    print(f"trained to step {outcome.step}: {outcome.directory / 'coder'}")
     return 0

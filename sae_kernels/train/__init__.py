@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .config import Config, load_config
 from .run import Run
-from .trainer import train
+from .sweep import load_sweep
+from .trainer import train, train_together
 
-__all__ = ["Config", "Run", "load_config", "train"]
+__all__ = ["Config", "Run", "load_config", "load_sweep", "train", "train_together"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import tomllib
 from collections.abc import Mapping
@@ -12,9 +13,10 @@ from typing import Any
 
 from ..errors import ConfigError
 from .keys import keys
-from .open_tables import FROM_SOURCE, ActivationsTable, CoderTable
+from .open_tables import FROM_SOURCE, ActivationsTable, CoderTable, check_layers
 from .parsing import TABLES, check_together, parse
 from .tables import OutputTable, TrainingTable
+from .types import found
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Config:
         try:
             config = cls(*parse(data))
             check_together(config.coder, config.training)
+            check_layers(config.activations, config.coder)
             return config
         except ConfigError as error:
             raise ConfigError(f"{source}: {error}") from error
@@ -81,14 +84,26 @@ def _plain(value: Any) -> Any:
 
 
 def load_config(path: str | os.PathLike[str]) -> Config:
-    """Read a TOML file. docs/training.md lists every key.
+    """Read a TOML file, or a run's config.json. docs/training.md lists every key.
 
     Raises:
         ConfigError: no such file, no TOML, an unknown key (names the nearest), a value that cannot be meant.
     """
+    return Config.from_dict(read_tables(path), os.fspath(path))
+
+
+def read_tables(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The tables of a .toml or .json file.
+
+    Raises:
+        ConfigError: no such file, or not of that kind.
+    """
     try:
-        data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        data = json.loads(text) if Path(path).suffix == ".json" else tomllib.loads(text)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(f"{os.fspath(path)}: {reason}") from error
-    return Config.from_dict(data, os.fspath(path))
+    if not isinstance(data, dict):
+        raise ConfigError(f"{os.fspath(path)}: {found(data)}, expected tables")
+    return data

@@ -29,6 +29,8 @@ def parse(data: Mapping[str, Any]) -> tuple[ActivationsTable, CoderTable, Traini
         ConfigError: naming table and key, and the nearest known for an unknown one.
     """
     for name, value in data.items():
+        if name == "sweep":
+            raise ConfigError("[sweep] makes several runs of this, expected one: train.load_sweep reads them")
         if name not in TABLES:
             kind = "table" if isinstance(value, Mapping) else "key"
             home = next((table for table, cls in TABLES.items() if name in keys(cls)), None)

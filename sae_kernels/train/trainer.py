@@ -11,7 +11,7 @@ import torch
 
 from .. import formats
 from ..adapters import ActivationSource
-from ..errors import TrainingError
+from ..errors import ConfigError, TrainingError
 from ..files import atomic_file
 from ..plugins import plugins
 from . import checkpoint as checkpoints
@@ -29,6 +29,7 @@ from .resample import resample_if_due
 from .run import Run
 from .step import learning_rate, measure, require_finite_weights, take_step
 from .stopping import Stop, stop_on_signal
+from .sweep import open_sources
 
 
 def train(config: Config, *, resume: bool = True, progress: bool = True) -> Run:
@@ -50,12 +51,22 @@ def train(config: Config, *, resume: bool = True, progress: bool = True) -> Run:
             another process trains there.
         CheckpointError: something could not be written, or no checkpoint read.
     """
-    (run,) = _train([config], resume, progress)
+    (run,) = train_together([config], resume=resume, progress=progress)
     return run
 
 
-def _train(configs: Sequence[Config], resume: bool, progress: bool) -> list[Run]:
-    """All of them step by step in turn, on blocks that are read once."""
+def train_together(configs: Sequence[Config], *, resume: bool = True, progress: bool = True) -> list[Run]:
+    """Train several, a step of each in turn, on blocks of activations that are read once: what `load_sweep` gives, or
+    runs whose `[activations]` differ in hook points alone.
+
+    Each run is what `train` makes of its configuration, bit for bit, and can go on alone. One whose loss or gradients
+    are no longer finite ends there; the others go on. All coders and optimisers are in memory at once.
+
+    Raises:
+        As `train`; a TrainingError that ended runs comes after the others have finished.
+    """
+    if not configs:
+        raise ConfigError("no configuration, expected at least one")
     begun = time.monotonic()
     for config in configs:
         start.check_machine(config)
@@ -63,12 +74,12 @@ def _train(configs: Sequence[Config], resume: bool, progress: bool) -> list[Run]
     with contextlib.ExitStack() as held:
         for config in configs:
             held.enter_context(locked(config.output.dir))
-        held.enter_context(_threads(configs[0].training.threads))
+        held.enter_context(_threads(_common_threads(configs)))
         held.enter_context(flushed(torch.get_num_threads()))
         saved = [start.earlier(config, config.output.dir, resume) for config in configs]
-        runs = _begin(configs, [config.activations.open() for config in configs], saved)
+        runs = _begin(configs, open_sources(configs), saved)
         with stop_on_signal() as stop:
-            lockstep([(run, _steps(run, stop, progress, begun)) for run in runs])
+            lockstep([(run, _steps(run, stop, progress, begun, i)) for i, run in enumerate(runs)])
     return runs
 
 
@@ -191,6 +202,13 @@ def _last_good(run: Run) -> Iterator[None]:
         last = checkpoints.found(run.checkpoints)
         left = f"last good checkpoint: {last[-1]}" if last else "no checkpoint had been written yet"
         raise TrainingError(f"step {run.step + 1}: {error}; {left}") from error
+
+
+def _common_threads(configs: Sequence[Config]) -> int | None:
+    found = {config.training.threads for config in configs}
+    if len(found) > 1:
+        raise ConfigError(f"runs that are trained together have [training] threads of {found}, expected one number")
+    return found.pop()
 
 
 @contextlib.contextmanager
