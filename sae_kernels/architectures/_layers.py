@@ -17,19 +17,22 @@ from ._sums import row_norms
 @dataclass(frozen=True)
 class LayersConfig(PenaltyConfig):
     """As `PenaltyConfig`; `n_layers` equal parts of d_in are the layers' activations, in the order of the hook
-    points."""
+    points.
+
+    A subclass calls `require_equal_parts` last: d_in may be a guess still, and what else is wrong is to be heard of.
+    """
 
     n_layers: int = field(kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_positive("n_layers")
-        self.require_divisible("d_in")
 
-    def require_divisible(self, name: str) -> None:
-        """ConfigError unless n_layers divides the field."""
-        if (value := getattr(self, name)) % self.n_layers:
-            raise ConfigError(f"{name} = {value}, expected a multiple of n_layers = {self.n_layers}")
+    def require_equal_parts(self, *names: str) -> None:
+        """ConfigError unless n_layers divides each of the fields."""
+        for name in names:
+            if (value := getattr(self, name)) % self.n_layers:
+                raise ConfigError(f"{name} = {value}, expected a multiple of n_layers = {self.n_layers}")
 
 
 def norms_by_layer(W_dec: Tensor, n_layers: int) -> Tensor:

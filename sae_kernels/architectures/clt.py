@@ -39,14 +39,15 @@ class CLTConfig(LayersConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require_divisible("d_sae")
-        if self.d_target is not None:
-            self.require_positive("d_target")
-            self.require_divisible("d_target")
         for name in ("tanh_scale", "bandwidth", "threshold_init"):
             self.require_not_negative(name)
             if getattr(self, name) == 0:
                 raise ConfigError(f"{name} = {getattr(self, name)!r}, expected a number > 0")
+        self.require_equal_parts("d_sae")
+        if self.d_target is not None:
+            self.require_positive("d_target")
+            self.require_equal_parts("d_target")
+        self.require_equal_parts("d_in")
 
     @property
     def d_out(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -20,8 +21,13 @@ from ._sums import l1, squared_error
 INITIAL_NORM = 0.1  # of each layer's part of a row of W_dec
 
 
+@dataclass(frozen=True)
 class CrosscoderConfig(LayersConfig):
     """As `LayersConfig`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_equal_parts("d_in")
 
 
 class Crosscoder(Penalised):

@@ -20,6 +20,7 @@ from ._sums import l1, squared_error
 from .topk import TopKCoder, TopKConfig
 
 ACTIVATIONS = ("topk", "relu")
+INITIAL_NORM = 0.1  # of the rows of W_enc, with "relu"
 OF_TOPK = {"k": None, "k_anneal_from": None, "k_aux": None, "multi_topk": False}  # and what each is if not given
 
 
@@ -81,9 +82,10 @@ class Transcoder(TopKCoder):
     loss, activation "relu": ‖y − ŷ‖² + λ ‖f‖₁, the mean over tokens of these sums over features and latents; terms
     `mse` and `l1` (without λ). λ is `sparsity_coefficient`, and means the same only for targets of one scale. ‖f‖₁
     means something only beside decoder rows whose norm is fixed: they start at norm 1 in random directions (not at 0,
-    from where the first step would throw them to norm 1) and are kept there, unless `normalize_decoder` says no. b_enc
-    starts such that pre-acts are W_enc (x − x̄), x̄ being what `b_dec_init` says, of the inputs. Half of all latents are
-    active then: see `ReLUCoder` for what such codes take.
+    from where the first step would throw them to norm 1) and are kept there, unless `normalize_decoder` says no.
+    Rows of W_enc start at norm 0.1, so that all latents together say little yet, and b_enc such that pre-acts are
+    W_enc (x − x̄), x̄ being what `b_dec_init` says, of the inputs. Half of all latents are active then: see `ReLUCoder`
+    for what such codes take.
 
     Source: transcoders arXiv 2406.11944, skip transcoders arXiv 2501.18823.
     """
@@ -95,6 +97,8 @@ class Transcoder(TopKCoder):
 
     def __init__(self, config: TranscoderConfig) -> None:
         super().__init__(config)
+        if config.activation == "relu":
+            self.W_enc.data.mul_(INITIAL_NORM)
         self.W_skip = nn.Parameter(torch.zeros(config.d_out, config.d_in)) if config.skip else None
         self.sparsity = float(config.sparsity_coefficient or 0.0)
 

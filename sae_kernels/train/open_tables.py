@@ -97,3 +97,18 @@ class CoderTable:
                 f"the activations' target has {source.d_out}"
             )
         return coder
+
+
+def check_layers(activations: ActivationsTable, coder: CoderTable) -> None:
+    """Raise ConfigError where the keys alone show that the source has not as many layers side by side as a coder of
+    several layers reads: points of `hook_in` times models, as the built-in adapters have it."""
+    wanted, points = coder.fields.get("n_layers"), activations.options.get("hook_in")
+    if wanted is None or points is None:
+        return
+    models = activations.options.get("model")
+    found = (len(points) if isinstance(points, (list, tuple)) else 1) * (len(models) if isinstance(models, list) else 1)
+    if wanted != found:
+        raise ConfigError(
+            f"[coder] n_layers = {wanted}, but [activations] reads {found} hook point{'s' * (found > 1)} "
+            "(hook_in, of each model): expected as many"
+        )

@@ -283,8 +283,8 @@ def planted(n: int, seed: int) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize(
     ("kind", "coefficient", "most_fvu", "most_l0"),
     [
-        ("transcoder", 0.02, 0.2, 8),
-        ("skip_transcoder", 0.02, 0.2, 4),
+        ("transcoder", 0.02, 0.05, 12),
+        ("skip_transcoder", 0.02, 0.05, 7),
         ("crosscoder", 0.1, 0.08, 14),
         ("clt", 0.02, 0.15, 9),
     ],
