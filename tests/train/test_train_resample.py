@@ -38,6 +38,19 @@ def test_a_new_start() -> None:
     assert torch.equal(coder.b_dec, before["b_dec"])
 
 
+def test_an_encoder_that_reads_x_itself_has_the_same_pre_acts() -> None:
+    coder = sk.create("relu", d_in=6, d_sae=10, sparsity_coefficient=1.0, seed=0)
+    with torch.no_grad():
+        coder.b_dec.copy_(3 + torch.randn(6))
+    x = torch.randn(2, 6)
+    coder.resample(torch.tensor([3, 8]), x, x, living=torch.ones(10, dtype=torch.bool))
+    centred = x - coder.b_dec
+    with torch.no_grad():
+        pre_acts = (x @ coder.W_enc.mT + coder.b_enc)[:, [3, 8]].diagonal()
+    torch.testing.assert_close(coder.W_dec[[3, 8]], torch.nn.functional.normalize(centred, dim=1))
+    torch.testing.assert_close(pre_acts, coder.W_enc[[3, 8]].norm(dim=1) * centred.norm(dim=1))
+
+
 def test_a_transcoders_rows_come_from_either_side() -> None:
     coder = sk.create("transcoder", d_in=6, d_sae=10, k=2, d_target=4, seed=0)
     x, y = torch.randn(1, 6), torch.randn(1, 4)
