@@ -42,6 +42,11 @@ VARIABLES = {
             str(1 << 30),
             "bytes of bfloat16 copies that screening keeps of weights it meets again unchanged; 0: none",
         ),
+        Variable(
+            "SAE_KERNELS_PATCH",
+            "",
+            "comma-separated patches (sae_lens, …), or all: these libraries' modules are patched as they are made",
+        ),
         Variable("SAE_KERNELS_BLOCK", "", "comma-separated plugin names that are not loaded"),
         Variable(
             "SAE_KERNELS_CACHE",

@@ -92,13 +92,15 @@ class Patch:
     """How one library's modules are made faster.
 
     `why_not(module)` is None where `apply` keeps the library's semantics, else the reason; `apply(module)` returns the
-    function that undoes it.
+    function that undoes it. `classes`, as "package.module:Class", are those whose instances SAE_KERNELS_PATCH and
+    `python -m sae_kernels.patch` patch as they are made.
     """
 
     name: str
     summary: str
     why_not: Target
     apply: Target
+    classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

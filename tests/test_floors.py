@@ -17,7 +17,7 @@ FLOORS = (
     {"ops", "measure"},
     {"architectures", "adapters", "formats"},
     {"train", "evaluate", "steer", "features", "patches"},
-    {"cli", "commands", "demo", "__main__"},
+    {"cli", "commands", "demo", "patch", "__main__"},
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 TOP = {"__init__"}  # re-exports, and the version
