@@ -40,7 +40,7 @@ class TopKBaseConfig(KConfig):
 
 
 class TopKBase(KScheduled):
-    """A subclass says which latents training keeps (`selections`) and how well they fit (`fit`); AuxK is added here.
+    """A subclass says which latents training keeps (`selections`) and how well they fit (`fidelity`); AuxK is added.
 
     AuxK: α · Σ‖e − ê‖² / Σ‖y − ȳ‖², where e = y − ŷ is the residual of the reconstruction (no gradient),
     ê = f_dead W_dec (no bias), and f_dead are the top k_aux latents among the dead. Source: arXiv 2406.04093.
@@ -69,11 +69,11 @@ class TopKBase(KScheduled):
         """What training keeps of the pre-acts; the codes of the first are the batch's codes."""
         raise NotImplementedError(f"{type(self).__name__} must define selections")
 
-    def fit(
+    def fidelity(
         self, codes: tuple[SparseCodes, ...], x: Tensor, target: Tensor
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """(the reconstruction of the target, the loss without AuxK, its terms) from the codes of the `selections`."""
-        raise NotImplementedError(f"{type(self).__name__} must define fit")
+        raise NotImplementedError(f"{type(self).__name__} must define fidelity")
 
     def loss(self, x: Tensor, target: Tensor | None = None, *, dead: Tensor | None = None) -> Loss:
         """See the class. It selects latents itself, for all terms at once: a subclass with another `encode` has its own
@@ -84,7 +84,7 @@ class TopKBase(KScheduled):
         if self.config.auxk_coefficient > 0 and dead is not None and bool(dead.any()):
             aux = (TopK(self.config.aux_width, among=dead),)
         codes = encode(self.encoder_input(x), self.W_enc, self.b_enc, wanted + aux)
-        reconstruction, total, parts = self.fit(codes[: len(wanted)], x, target)
+        reconstruction, total, parts = self.fidelity(codes[: len(wanted)], x, target)
         if aux:
             extra = auxk(codes[-1], self.W_dec, reconstruction, target)
             total = total + self.config.auxk_coefficient * extra

@@ -84,7 +84,7 @@ class BatchTopKCoder(TopKBase):
             self._follow(loss.codes.values.detach())
         return loss
 
-    def fit(
+    def fidelity(
         self, codes: tuple[SparseCodes, ...], x: Tensor, target: Tensor
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """FVU."""

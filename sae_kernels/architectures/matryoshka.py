@@ -68,7 +68,7 @@ class MatryoshkaCoder(BatchTopKCoder):
     architecture: ClassVar[str] = "matryoshka"
     config: MatryoshkaConfig  # pyright: ignore[reportIncompatibleVariableOverride]  (set once, never reassigned)
 
-    def fit(
+    def fidelity(
         self, codes: tuple[SparseCodes, ...], x: Tensor, target: Tensor
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """The sum of the prefixes' FVUs."""

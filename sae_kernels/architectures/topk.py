@@ -54,7 +54,7 @@ class TopKCoder(TopKBase):
         narrow = TopK(self.k)
         return (narrow, TopK(min(WIDER * self.k, self.d_sae))) if self.config.multi_topk else (narrow,)
 
-    def fit(
+    def fidelity(
         self, codes: tuple[SparseCodes, ...], x: Tensor, target: Tensor
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """FVU with k, plus an eighth of that with 4k."""
