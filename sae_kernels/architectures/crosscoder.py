@@ -44,6 +44,10 @@ class Crosscoder(Penalised):
     At the start: each d_i^l points in a random direction with norm 0.1, W_enc = W_decᵀ (the same rows), and b_enc such
     that pre-acts are W_enc (x − b_dec). Half of all latents are active then: see `ReLUCoder` for what such codes take.
 
+    A crosscoder with another activation needs no architecture of its own: `topk` and `batch_topk`, trained on several
+    hook points, are the TopK and BatchTopK crosscoders (arXiv 2504.02922 has the latter), rows of W_dec having norm 1
+    over all layers together.
+
     Source: Lindsey et al., Sparse Crosscoders for Cross-Layer Features and Model Diffing (Transformer Circuits, 2024).
     """
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..adapters import LanguageModel, LanguageSource
+from ..adapters import CrossModelActivations, LanguageModel, LanguageSource
 from ..errors import AdapterError, IndexRangeError
 from ..evaluate.stream import check_count
 from .table import FeatureTable
@@ -27,7 +27,11 @@ class Context:
 
 
 def contexts(
-    table: FeatureTable, source: LanguageSource, latent: int, width: int = 12, n: int | None = None
+    table: FeatureTable,
+    source: LanguageSource | CrossModelActivations,
+    latent: int,
+    width: int = 12,
+    n: int | None = None,
 ) -> list[Context]:
     """A latent's strongest tokens, best first, each with up to `width` tokens either side; at most `n` of
     them.
@@ -44,6 +48,7 @@ def contexts(
     table.check_latent(latent)
     if table.sequence is None or table.position is None:
         raise AdapterError("the table's source read no text, so there are no contexts to show")
+    model = source.models[0] if isinstance(source, CrossModelActivations) else source.model  # one tokenizer
     found: list[Context] = []
     shown: set[tuple[int, int]] = set()
     places = zip(
@@ -64,9 +69,9 @@ def contexts(
                 "expected the source the table was made from"
             )
         ids = source.sequences[sequence].cpu().long()
-        start, stop = _window(ids, position, width, source.model)
+        start, stop = _window(ids, position, width, model)
         shown |= {(sequence, at) for at in range(start, stop)}
-        found.append(Context(value, *_texts(source.model, ids[start:stop], position - start), sequence, position))
+        found.append(Context(value, *_texts(model, ids[start:stop], position - start), sequence, position))
     return found
 
 

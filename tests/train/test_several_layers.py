@@ -13,7 +13,7 @@ import sae_kernels.demo
 from sae_kernels.adapters import HuggingFaceModel
 from sae_kernels.errors import ArgumentError, ConfigError, UnknownNameError
 from sae_kernels.evaluate import evaluate_run
-from sae_kernels.features import top_activations
+from sae_kernels.features import contexts, top_activations
 from sae_kernels.steer import Add, steer
 from sae_kernels.train import Config, train
 
@@ -28,6 +28,10 @@ KINDS: dict[str, dict[str, dict[str, Any]]] = {
     "models": {
         "activations": {"hook_in": "model.layers.3", "model": [str(MODEL), str(MODEL)]},
         "coder": {"architecture": "crosscoder", "n_layers": 2, "d_sae": 512, "sparsity_coefficient": 3.0},
+    },
+    "batch_topk": {
+        "activations": {"hook_in": ["model.layers.1", "model.layers.3"]},
+        "coder": {"architecture": "batch_topk", "k": 16, "d_sae": 512},
     },
     "clt": {
         "activations": {"hook_in": [f"{point}:in" for point in MLPS], "hook_out": MLPS},
@@ -96,6 +100,10 @@ def test_trained_on_the_embedded_model(kind: str, tmp_path: Path, text: Path) ->
     results = evaluate_run(tmp_path, max_tokens=500, batch_tokens=256)
     assert results["metrics"]["fvu"] < 1
     assert "failed" not in results
+    table = top_activations(coder, run.source, n=2, max_tokens=500)
+    assert (table.firings > 0).any()
+    latent = int(table.firings.argmax())
+    assert all(context.peak for context in contexts(table, run.source, latent))  # pyright: ignore
     if kind == "models":  # there is no one model whose loss could be measured
         assert "language_model" not in results
         return
@@ -103,13 +111,10 @@ def test_trained_on_the_embedded_model(kind: str, tmp_path: Path, text: Path) ->
     assert all(isinstance(found[name], float) for name in ("ce_orig", "ce_sae", "ce_ablated", "ce_recovered"))
     assert found["ce_orig"] < found["ce_sae"]
     assert found["kl_sae"] > 0
-    source = run.source
-    table = top_activations(coder, source, n=2, max_tokens=500)
-    assert (table.firings > 0).any()
-    if kind != "relu transcoder":
+    if kind in ("crosscoder", "clt"):
         with (
             pytest.raises(ArgumentError, match="reads 2 hook points at once, expected a coder of one"),
-            steer(source.model, coder, source.hook_in, Add(0, 1.0)),  # pyright: ignore
+            steer(run.source.model, coder, run.source.hook_in, Add(0, 1.0)),  # pyright: ignore
         ):
             pass
 
