@@ -35,6 +35,17 @@ void sparse_ops(nb::module_& m) {
     });
   });
 
+  m.def("spmm_backward", [](int dtype, address g, int64_t g_rows, int64_t g_cols, int64_t g_stride,
+                            address values, address indices, address offsets, int64_t n, int64_t k, int64_t nnz,
+                            address w, int64_t w_rows, int64_t w_cols, int64_t w_stride, address d_values,
+                            address dw, int64_t dw_rows, int64_t dw_cols, int64_t dw_stride, int threads) {
+    return run([&](const sk_kernels& kernels) {
+      return kernels.spmm_backward(dtype, matrix(g, g_rows, g_cols, g_stride),
+                                   codes(values, indices, offsets, n, k, nnz), matrix(w, w_rows, w_cols, w_stride),
+                                   at<void>(d_values), output(dw, dw_rows, dw_cols, dw_stride), threads);
+    });
+  });
+
   m.def("transpose", [](address values, address indices, address offsets, int64_t n, int64_t k, int64_t nnz,
                         int64_t d_sae, address latent_offsets, address order, address rows, int threads) {
     return run([&](const sk_kernels& kernels) {

@@ -70,11 +70,29 @@ SK_INLINE vf sqrt(vf a) {
 
 // Halves until one lane is left: the same tree everywhere, so a sum does not depend on the compiler.
 SK_INLINE float sum(vf a) {
+#if defined(__SSE2__)
+#if defined(__AVX512F__)
+  // maskz: of the plain ones, GCC 12 warns that it uses what it leaves undefined
+  const __m256d low = _mm512_maskz_extractf64x4_pd(0xff, (__m512d)a, 0);
+  const __m256d high = _mm512_maskz_extractf64x4_pd(0xff, (__m512d)a, 1);
+  const __m256 eight = _mm256_add_ps((__m256)low, (__m256)high);
+#elif defined(__AVX2__)
+  const __m256 eight = (__m256)a;
+#endif
+#if defined(__AVX2__)
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+#else
+  const __m128 four = (__m128)a;
+#endif
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
+#else
   float x[kLanes];
   memcpy(x, &a, sizeof x);
   for (int width = kLanes / 2; width; width /= 2)
     for (int i = 0; i < width; ++i) x[i] += x[i + width];
   return x[0];
+#endif
 }
 
 SK_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
@@ -91,12 +109,13 @@ SK_INLINE vf widen_bf16(vh h) {
 #endif
 }
 
-SK_INLINE vh narrow_bf16(vf a) {
+SK_INLINE vu round_bf16(vf a) {  // 16 bits of each lane
   const vu u = (vu)a;
   const vu rounded = (u + splat_u(0x7fff) + ((u >> 16) & splat_u(1))) >> 16;
   const vu nan = (vu)((u & splat_u(0x7fffffff)) > splat_u(0x7f800000));
-  return __builtin_convertvector(pick(nan, (u >> 16) | splat_u(0x40), rounded), vh);
+  return pick(nan, (u >> 16) | splat_u(0x40), rounded);
 }
+SK_INLINE vh narrow_bf16(vf a) { return __builtin_convertvector(round_bf16(a), vh); }
 
 SK_INLINE vf widen_f16(vh h) {
 #if defined(__AVX512F__)

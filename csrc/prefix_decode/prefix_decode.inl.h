@@ -21,6 +21,7 @@ struct PrefixJob {
   const int64_t* prefixes;
   int64_t count;
   const sk_output& out;
+  bool cached;
 
   // starts: count+1 places; order: the row's length. Both are scratch, as is acc (d).
   void row(int64_t n, int64_t* starts, int64_t* order, float* acc) const {
@@ -47,13 +48,9 @@ struct PrefixJob {
           if (value != 0) segment.add(row_of<T>(w, codes.indices[slot]), value);
         }
         segment.last = false;  // the sum stays in acc
-        sum_segment<T, float>(segment, nullptr, w.cols, acc, true);
+        sum_segment<T, float>(segment, nullptr, w.cols, acc, cached);
       } while (at < starts[p]);
-      T* to = row_of<T>(out, p * codes.n + n);
-      for (int64_t i = 0; i < w.cols; i += kLanes) {
-        const int lanes = w.cols - i < kLanes ? static_cast<int>(w.cols - i) : kLanes;
-        store_n(to + i, load_n(acc + i, lanes), lanes);
-      }
+      store_sums(row_of<T>(out, p * codes.n + n), acc, w.cols);
     }
   }
 };
@@ -77,7 +74,8 @@ sk_status prefix_decode(int32_t dtype, sk_codes codes, sk_matrix w, const int64_
   const Scratch<int64_t> buckets(places * (threads > 1 ? threads : 1));
   if (!acc.data || !buckets.data) return failure(SK_NO_MEMORY);
   return for_dtype(dtype, [&](auto type) {
-    const PrefixJob<decltype(type)> job{codes, w, prefixes, count, out};
+    using T = decltype(type);
+    const PrefixJob<T> job{codes, w, prefixes, count, out, is_cached<T>(w)};
     parallel_runs(codes.n, 8, threads, [&](int thread, int64_t begin, int64_t end) {
       int64_t* starts = buckets.data + thread * places;
       for (int64_t n = begin; n < end; ++n) job.row(n, starts, starts + count + 1, acc.data + thread * pitch);

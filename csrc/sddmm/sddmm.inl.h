@@ -24,8 +24,8 @@ void sddmm_rows(const sk_matrix& a, const sk_matrix& b, const sk_codes& codes, c
       }
       int i = 0;
       for (; i + kSide <= count; i += kSide)
-        dot_rows<kSide>(left, rows + i, a.cols, dots + i, i + 2 * kSide <= count ? rows + i + kSide : nullptr);
-      for (; i < count; ++i) dot_rows<1>(left, rows + i, a.cols, dots + i, i + 1 < count ? rows + i + 1 : nullptr);
+        dot_rows<kSide, Split>(left, rows + i, a.cols, dots + i, i + 2 * kSide <= count ? rows + i + kSide : nullptr);
+      for (; i < count; ++i) dot_rows<1, Split>(left, rows + i, a.cols, dots + i, i + 1 < count ? rows + i + 1 : nullptr);
       for (i = 0; i < count; ++i) out[slots[i]] = from_float<T>(dots[i]);
     }
   }

@@ -18,7 +18,7 @@ def _kernel(op: str, backend: str, priority: int) -> Kernel:
     why_not = _triton.declines(op) if backend == "triton" else f"{here}:why_not"
     estimate = None
     if op in DENSE_OPS and backend != "reference":
-        kind = "dense" if backend == "dense" else "twice" if (op, backend) == ("spmm_backward", "cpu") else "sparse"
+        kind = "dense" if backend == "dense" else "sparse"
         estimate = f"{ESTIMATES}:{kind}_{op}"
     return Kernel(op, backend, f"{here}:run", why_not, priority, estimate)
 

@@ -214,6 +214,11 @@ typedef struct sk_kernels {
    * says, else 0; columns first_col, first_col + 1, ... */
   sk_status (*screen_differs)(int32_t dtype, sk_matrix a, const void *rounded, int64_t first_row, int64_t step,
                               int64_t first_col, int32_t threads);
+
+  /* both gradients of out = spmm(codes, w), where g = d/d out: d_values[slot] = g[row] . w[index], 0 at empty slots, and
+   * dw (m, d) = codes^T @ g */
+  sk_status (*spmm_backward)(int32_t dtype, sk_matrix g, sk_codes codes, sk_matrix w, void *d_values, sk_output dw,
+                             int32_t threads);
 } sk_kernels;
 
 #ifdef __cplusplus

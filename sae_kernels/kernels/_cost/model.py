@@ -82,11 +82,6 @@ def spmm_backward(c: Constants, size: Sizes) -> float:
     return spmm_t(c, size) + 1e3 * (_matrices(c, size, 0, 1) + _codes(c, size))
 
 
-def spmm_backward_twice(c: Constants, size: Sizes) -> float:
-    """The two products one after the other, as on the CPU."""
-    return sddmm(c, size) + spmm_t(c, size)
-
-
 def _table(c: Constants, size: Sizes, scratch: float) -> float:
     """Seconds to make the scratch, write the codes into it and clear them again, duplicates found before."""
     rounded = size.n * size.m * c.rounding if size.itemsize < 4 else 0.0
