@@ -15,6 +15,7 @@ from torch import Tensor
 from . import _cpu
 from ._screen.kept import contradicted, kept
 from ._screen.policy import mode
+from ._screen.rounded import Rounded
 
 MOST_TOKENS = 32
 CANDIDATES = 1 << 20  # k of all tokens and threads: 16 to 32 bytes each
@@ -23,6 +24,7 @@ LEAST_D, LEAST_ELEMENTS = 64, 1 << 20
 LATENTS_A_CHOICE = 24  # with fewer latents for each one chosen, too many are computed twice
 LEAST_ROOM, MOST_ROOMS = 256, 64  # of values a token; of sizes that are remembered
 ROWS_A_LOOK = 16  # the copy is compared with one row in so many before it is used
+DOTS = True  # whether to use instructions for bfloat16 where they are fast; without them it is widened
 NO_COPY = (0, 0, 0, False)
 CONTRADICTED = 2  # kernels.h: SK_CONTRADICTED
 
@@ -40,26 +42,28 @@ def takes(x: Tensor, W: Tensor, chosen: int = 0) -> bool:
     )
 
 
-def copy_of(x: Tensor, W: Tensor, chosen: int) -> tuple[int, int, int, bool]:
-    """(rows, norms, dropped norms, whether to use instructions for bfloat16) of the copy to screen with."""
-    d = x.shape[1]
-    if W.dtype == torch.bfloat16:
-        return NO_COPY
+def copy_of(W: Tensor, chosen: int) -> Rounded | None:
+    """The copy to screen with."""
+    m, d = W.shape
     wanted = mode()
-    if wanted == "off":
-        return NO_COPY
-    if wanted == "auto" and (d < LEAST_D or W.numel() < LEAST_ELEMENTS or LATENTS_A_CHOICE * chosen > W.shape[0]):
-        return NO_COPY
-    copy = kept(W, ROWS_A_LOOK)
-    return NO_COPY if copy is None else (copy.data.data_ptr(), *copy.norms(), True)
+    if wanted == "off" or W.dtype == torch.bfloat16:
+        return None
+    if wanted == "auto" and (d < LEAST_D or m * d < LEAST_ELEMENTS or LATENTS_A_CHOICE * chosen > m):
+        return None
+    return kept(W, ROWS_A_LOOK)
 
 
-def call(name: str, x: Tensor, W: Tensor, b: Tensor | None, copy: tuple[int, int, int, bool], *rest: Any) -> None:
+def call(name: str, x: Tensor, W: Tensor, b: Tensor | None, copy: Rounded | None, *rest: Any) -> None:
     """Run one of csrc/few on these inputs; a copy that turns out to be another matrix's is freed."""
-    x = _cpu.matrix(x)
-    bias = None if b is None else _cpu.flat(b, x.dtype, "b")
-    inputs = (*_cpu.pointers(x), *_cpu.pointers(W), 0 if bias is None else bias.data_ptr(), *copy)
-    if _cpu.tell(name, _cpu.dtype_code(x), *inputs, *rest) & CONTRADICTED:
+    n, d = x.shape
+    if x.is_neg() or (d > 1 and x.stride(1) != 1):
+        x = _cpu.matrix(x)
+    if b is not None and (b.is_neg() or not b.is_contiguous()):
+        b = _cpu.flat(b, x.dtype, "b")
+    of_x = (x.data_ptr(), n, d, x.stride(0))
+    of_W = (W.data_ptr(), W.shape[0], d, W.stride(0), 0 if b is None else b.data_ptr())
+    of_copy = NO_COPY if copy is None else (copy.data.data_ptr(), *copy.norms(), DOTS)
+    if _cpu.tell(name, _cpu.DTYPES[x.dtype], *of_x, *of_W, *of_copy, *rest) & CONTRADICTED:
         contradicted(W)
 
 
@@ -69,7 +73,7 @@ def top_k(x: Tensor, W: Tensor, b: Tensor | None, k: int, relu: bool, among: Ten
     values, indices = torch.empty(n, k, dtype=x.dtype), torch.empty(n, k, dtype=torch.int32)
     mask = None if among is None or among.numel() == 0 else _cpu.flat(among, torch.bool, "among")
     at = 0 if mask is None else mask.data_ptr()
-    call("few_topk", x, W, b, copy_of(x, W, k), k, relu, at, values.data_ptr(), indices.data_ptr())
+    call("few_topk", x, W, b, copy_of(W, k), k, relu, at, values.data_ptr(), indices.data_ptr())
     return [values, indices]
 
 
@@ -80,7 +84,7 @@ def threshold(x: Tensor, W: Tensor, b: Tensor | None, theta: Tensor) -> tuple[Te
     """`linear_threshold`; θ float32 and contiguous. A call that keeps more than any before it takes twice as long."""
     n, m = x.shape[0], W.shape[0]
     offsets = torch.empty(n + 1, dtype=torch.int64)
-    copy = copy_of(x, W, 0)
+    copy = copy_of(W, 0)
     room = n * max(LEAST_ROOM, _rooms.get(m, 0))
     while True:
         values, indices = torch.empty(room, dtype=x.dtype), torch.empty(room, dtype=torch.int32)

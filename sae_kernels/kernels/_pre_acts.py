@@ -88,6 +88,16 @@ def check(x: Tensor, W: Tensor, b: Tensor | None, k: int = 0, **per_latent: Tens
 
     `linear_*` are torch ops, callable by anyone: an array one element short would be read beyond its end.
     """
+    sizes = W.shape
+    if (
+        not per_latent
+        and len(sizes) == 2
+        and x.dim() == 2
+        and x.shape[1] == sizes[1]
+        and (b is None or (b.dim() == 1 and b.shape[0] == sizes[0]))
+        and 0 <= k <= sizes[0]
+    ):
+        return  # a small call has no time for the rest
     if x.dim() != 2 or W.dim() != 2 or x.shape[1] != W.shape[1]:
         raise ShapeError(f"x is {describe(x)}, W is {describe(W)}, expected (N, d) and (M, d)")
     for name, tensor in {"b": b, **per_latent}.items():

@@ -99,9 +99,13 @@ def normal(selection: Any, W_enc: Tensor) -> tuple[Selection, ...]:
     return tuple(normal)
 
 
+_EVERYONE = torch.empty(0, dtype=torch.bool)  # no mask, on the CPU: making one takes longer than a small product
+
+
 def top_k_call(x: Tensor, W_enc: Tensor, b_enc: Tensor | None, wanted: Sequence[TopK]) -> tuple[str, tuple[Any, ...]]:
     """The op and arguments that serve several `TopK`s in one pass."""
-    everyone = x.new_empty(0, dtype=torch.bool)
+    plain = type(x) is Tensor and x.is_cpu and not torch.compiler.is_compiling()
+    everyone = _EVERYONE if plain else x.new_empty(0, dtype=torch.bool)
     among = [everyone if each.among is None else each.among for each in wanted]
     return "linear_topk", (x, W_enc, b_enc, [each.k for each in wanted], [each.relu for each in wanted], among)
 

@@ -58,14 +58,12 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """All calls go this way."""
     if request.param == "dots" and not (_cpu.isa() == "avx512" and _cpu.ask("fast_bf16")):
         pytest.skip("no fast instructions for bfloat16 here")
-    held = []
 
-    def copy_of(x: Tensor, W: Tensor, chosen: int) -> tuple[int, int, int, bool]:
-        if request.param == "direct":
-            return _few.NO_COPY
-        held[:] = [W.to(torch.bfloat16), round_rows(W, Rounded.empty(*W.shape, W.dtype))]
-        return held[0].data_ptr(), *held[1].norms(), request.param == "dots"
+    def copy_of(W: Tensor, chosen: int) -> Rounded | None:
+        rounded = round_rows(W, Rounded.empty(*W.shape, W.dtype))
+        return None if request.param == "direct" else rounded
 
+    monkeypatch.setattr(_few, "DOTS", request.param == "dots")
     monkeypatch.setattr(_few, "copy_of", copy_of)
     return request.param
 
@@ -322,12 +320,12 @@ def test_off_means_no_copy(monkeypatch: pytest.MonkeyPatch, told: list[int]) -> 
 def test_when_it_keeps_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAE_KERNELS_SCREENING", "auto")
     monkeypatch.setattr(_few, "kept", lambda W, rows: round_rows(W, Rounded.empty(*W.shape, W.dtype)))
-    x, W = torch.ones(1, 128), torch.ones(_few.LEAST_ELEMENTS // 128, 128)
-    assert _few.copy_of(x, W, 32)[0]
-    assert not _few.copy_of(x, W[:-1], 32)[0]
-    assert not _few.copy_of(x, W, W.shape[0] // 20)[0]
-    assert not _few.copy_of(x.bfloat16(), W.bfloat16(), 32)[0]
-    assert not _few.copy_of(x[:, :32], W.view(-1, 32), 32)[0]
+    W = torch.ones(_few.LEAST_ELEMENTS // 128, 128)
+    assert _few.copy_of(W, 32) is not None
+    assert _few.copy_of(W[:-1], 32) is None
+    assert _few.copy_of(W, W.shape[0] // 20) is None
+    assert _few.copy_of(W.bfloat16(), 32) is None
+    assert _few.copy_of(W.view(-1, 32), 32) is None
 
 
 def test_what_it_takes(threads: Callable) -> None:

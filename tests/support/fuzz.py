@@ -306,6 +306,8 @@ def run_case(op: str, number: int) -> str:
         patch.setattr(torch, "empty", guarded.empty)
         torch.set_num_threads(rng.randint(1, 3))
         try:
+            for _ in range(rng.choice((0, 2)) if op.startswith("linear") and not spoilt else 0):
+                kernel(*args, backend="cpu")  # weights that come back are screened by a copy
             found = results(op, kernel(*args, backend="cpu"), args)
         except REFUSALS as error:
             if not spoilt:

@@ -63,7 +63,10 @@ def run(
 ) -> list[Tensor]:
     """See `sae_kernels.kernels.linear_topk`. Indices ascend within a row."""
     for k, mask in zip(ks, among, strict=True):
-        check(x, W, b, k, among=None if mask is None or mask.numel() == 0 else mask)
+        if mask is None or mask.numel() == 0:
+            check(x, W, b, k)
+        else:
+            check(x, W, b, k, among=mask)
     if len(ks) == 1 and ks[0] > 0 and _few.takes(x, W, ks[0]):
         return _few.top_k(x, W, b, ks[0], relus[0], among[0])
     if min(ks, default=0) < 1 or not screens(x, W, ks):
