@@ -31,7 +31,7 @@ class TrainingTable:
         "none",
     )
     normalize_tokens: int = key("tokens that the normalisation is estimated on", 100_000)
-    optimizer: Literal["adam", "adam_rows"] = key("torch's fused Adam, or the kernel `adam_rows`", "adam")
+    optimizer: Literal["adam", "adam_rows"] = key("Adam by the kernel `adam_rows`, or torch's own (fused)", "adam_rows")
     lr: float | None = key("Adam's learning rate after warm-up", None, unset="2e-4 · √(16384 / d_sae)")
     lr_schedule: Literal["linear", "cosine", "constant"] = key("shape of the fall at the end", "linear")
     lr_warmup_steps: int = key("steps over which the rate rises linearly to `lr`", 100)
@@ -47,7 +47,9 @@ class TrainingTable:
     checkpoint_every: int = key("steps between checkpoints", 1000, may_change=True)
     keep_checkpoints: int = key("how many of the newest checkpoints stay", 2, may_change=True)
     device: str = key("where the coder lives: cpu, cuda, cuda:1, …", "cpu", may_change=True)
-    dtype: Literal["float32", "float64", "bfloat16"] = key("of the weights and of Adam's moments", "float32")
+    dtype: Literal["float32", "float64", "bfloat16"] = key(
+        "of the weights; of Adam's moments, see Optimiser", "float32"
+    )
     autocast: Literal["none", "bfloat16"] = key("dtype of the loss' computation, beside weights in `dtype`", "none")
     threads: int | None = key("CPU threads while training", None, unset="as torch has it", may_change=True)
     tensorboard: bool = key("write TensorBoard events into `<dir>/tensorboard`", False, may_change=True)
