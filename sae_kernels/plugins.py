@@ -30,6 +30,7 @@ BUILTINS = {
     "adapters": "sae_kernels.adapters.builtin",
     "formats": "sae_kernels.formats.builtin",
     "metrics": "sae_kernels.evaluate.builtin",
+    "patches": "sae_kernels.patches.builtin",
     "commands": "sae_kernels.commands.builtin",
     "tensorboard": "sae_kernels.train.tensorboard",
 }

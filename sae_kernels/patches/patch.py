@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import weakref
 from collections.abc import Callable
 from types import TracebackType
@@ -10,7 +11,7 @@ from typing import Any, Self
 from torch import nn
 
 from .. import registry
-from ..errors import BackendError
+from ..errors import ArgumentError, BackendError, unknown
 from ..ops import explain
 from ..specs import resolve
 
@@ -43,13 +44,15 @@ class PatchHandle:
         self.undo()
 
 
-def patch(module: nn.Module) -> PatchHandle:
+def patch(module: nn.Module, **options: Any) -> PatchHandle:
     """Make one instance of a known library's module faster, keeping its semantics.
 
-    Patching a patched module returns the same handle. `explain("patch", module)` says what each registered patch
+    `options` are the patch's own: `gradients="compat"` for sparsify. Patching a patched module returns the same handle.
+    `explain("patch", module)` says what each registered patch
     thinks of it.
 
     Raises:
+        ArgumentError: an option that the patch does not have.
         BackendError: every registered patch declined; the message holds their reasons.
     """
     handle = _patched.get(module)
@@ -57,7 +60,12 @@ def patch(module: nn.Module) -> PatchHandle:
         return handle
     for spec in registry.patches.all():
         if resolve(spec.why_not)(module) is None:
-            undo: Any = resolve(spec.apply)(module)
+            applies = resolve(spec.apply)
+            known = [name for name in inspect.signature(applies).parameters][1:]
+            for name in options:
+                if name not in known:
+                    raise unknown(f"option of patch {spec.name!r}", name, known, ArgumentError)
+            undo: Any = applies(module, **options)
             handle = _patched[module] = PatchHandle(module, spec.name, undo)
             return handle
     raise BackendError(f"patch: no registered patch takes this module\n{explain('patch', module)}")
