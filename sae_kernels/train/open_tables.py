@@ -96,19 +96,29 @@ class CoderTable:
                 f"[coder] architecture = {self.architecture!r} reconstructs {coder.d_out} features, "
                 f"the activations' target has {source.d_out}"
             )
+        n_layers, parts = getattr(coder, "n_layers", 1), getattr(source, "widths", None)
+        if n_layers > 1 and parts is not None and (len(parts) != n_layers or len(set(parts)) > 1):
+            raise ConfigError(
+                f"[coder] n_layers = {n_layers}, the activations are side by side in widths "
+                f"{', '.join(map(str, parts))}: expected {n_layers} of one width"
+            )
         return coder
 
 
 def check_layers(activations: ActivationsTable, coder: CoderTable) -> None:
     """Raise ConfigError where the keys alone show that the source has not as many layers side by side as a coder of
-    several layers reads: points of `hook_in` times models, as the built-in adapters have it."""
-    wanted, points = coder.fields.get("n_layers"), activations.options.get("hook_in")
-    if wanted is None or points is None:
+    several layers reads or writes: hook points times models, as the built-in adapters have it."""
+    wanted, models = coder.fields.get("n_layers"), activations.options.get("model")
+    if wanted is None:
         return
-    models = activations.options.get("model")
-    found = (len(points) if isinstance(points, (list, tuple)) else 1) * (len(models) if isinstance(models, list) else 1)
-    if wanted != found:
-        raise ConfigError(
-            f"[coder] n_layers = {wanted}, but [activations] reads {found} hook point{'s' * (found > 1)} "
-            "(hook_in, of each model): expected as many"
-        )
+    for name in ("hook_in", "hook_out"):
+        points = activations.options.get(name)
+        if points is None:
+            continue
+        found = len(points) if isinstance(points, (list, tuple)) else 1
+        found *= len(models) if isinstance(models, (list, tuple)) else 1
+        if wanted != found:
+            raise ConfigError(
+                f"[coder] n_layers = {wanted}, but [activations] {name} makes {found} layer{'s' * (found > 1)} "
+                "(hook points, times models): expected as many"
+            )

@@ -126,9 +126,10 @@ def never(*_: Any, **__: Any) -> Any:
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"coder": {"n_layers": 3}}, r"n_layers = 3, but \[activations\] reads 2 hook points"),
-        ({"activations": {"hook_in": "model.layers.1"}}, r"n_layers = 2, but \[activations\] reads 1 hook point "),
-        ({"activations": {"model": [str(MODEL)] * 2}}, r"n_layers = 2, but \[activations\] reads 4 hook points"),
+        ({"coder": {"n_layers": 3}}, r"n_layers = 3, but \[activations\] hook_in makes 2 layers"),
+        ({"activations": {"hook_in": "model.layers.1"}}, r"n_layers = 2, but \[activations\] hook_in makes 1 layer "),
+        ({"activations": {"model": [str(MODEL)] * 2}}, r"n_layers = 2, but \[activations\] hook_in makes 4 layers"),
+        ({"activations": {"hook_out": MLPS[0]}, "kind": "clt"}, "hook_out makes 1 layer "),
         ({"activations": {"hook_in": [1, 2]}}, "expected a string or a list of strings"),
         ({"training": {"resample_every": 5}, "kind": "clt"}, "does not resample latents"),
         ({"coder": {"d_sae": 511}, "kind": "clt"}, "d_sae = 511, expected a multiple of n_layers = 2"),
@@ -152,4 +153,13 @@ def test_an_unknown_hook_point_among_several_names_the_nearest(
     own = tables("clt", tmp_path, text)
     own["activations"]["hook_out"] = ["model.layers.1.mlp", "model.layers.3.mpl"]
     with pytest.raises(UnknownNameError, match=r"'model.layers.3.mpl': did you mean 'model.layers.3.mlp'"):
+        train(Config.from_dict(own), progress=False)
+
+
+def test_layers_of_unequal_widths(tmp_path: Path, text: Path) -> None:
+    own = tables("crosscoder", tmp_path, text)
+    own["activations"]["hook_in"] = ["model.layers.1", "model.layers.1.mlp.down_proj:in"]
+    with pytest.raises(
+        ConfigError, match="n_layers = 2, the activations are side by side in widths 192, 576: expected 2"
+    ):
         train(Config.from_dict(own), progress=False)
