@@ -94,4 +94,4 @@ class _Jump(torch.autograd.Function):
         df_below = OPS["sddmm"](dy, W_dec, indices, offsets, below, **on)
         slope = at * torch.where(active, df, df_below) + d_l0 / ctx.n
         d_theta = latent_sums(torch.where(near, -slope / width, 0), indices, offsets, ctx.n, len(theta), ctx.backend)
-        return torch.where(active, df, 0), d_theta, None, dW, None, None, None, None
+        return df, d_theta, None, dW, None, None, None, None

@@ -24,7 +24,7 @@ from ._sums import row_norms, squared_error, wide
 
 SPARSITY_LOSSES = ("l0", "tanh", "quadratic")
 OF_ONE_LOSS = {"l0_target": "quadratic", "tanh_scale": "tanh", "pre_act_coefficient": "tanh"}
-PAPER = {"bandwidth": 0.06, "threshold_init": 0.06, "normalize_decoder": True}  # 1e-3 √3584: see `JumpReLUCoder`
+PAPER = {"bandwidth": 0.06, "threshold_init": 1.0, "normalize_decoder": True}
 ANTHROPIC = {
     "tanh_scale": 4.0,
     "pre_act_coefficient": 3e-6,
@@ -87,13 +87,15 @@ class JumpReLUCoder(Penalised):
     So that thresholds move, and L0 with them:
     ε and the initial θ are in units of √(E‖x − b_dec‖² / d_in), which the first batch settles (`input_rms`, saved): it
     is the spread of pre-acts at the start, and a window far narrower than that holds no pairs, so that θ gets no
-    gradient. The paper's 1e-3, for inputs of norm 1 with d_in = 3584, is 0.06 in this unit; the ε = 2 and θ = 0.1 of
-    the tanh loss are as in its source, where E‖x‖ = √d_in. (Until `initialise` the unit is 1.)
+    gradient. The paper's ε = 1e-3, for inputs of norm 1 with d_in = 3584, is 0.06 in this unit; the ε = 2 and θ = 0.1
+    of the tanh loss are as in its source, where E‖x‖ = √d_in. (Until `initialise` the unit is 1.)
+    θ starts at one spread, with 16 % of the latents active. The paper's start, 0.06 as well, leaves half of them
+    active, and a long way to go: Adam moves log θ by no more than the learning rate in a step.
     log_theta stays float32 whatever the other weights are, and under autocast: in bfloat16 a step of 1e-3 is lost.
     With 16-bit values ε is at least four of their steps around θ (see `_straight_through.window`).
 
     Memory, "l0" and "quadratic": 12 bytes for each pair with z > θ − ε/2 (index, z, f), and about 40 while gradients
-    are computed. With the paper's small θ half of all pairs are such at the start, as for `relu`.
+    are computed. Where θ starts as small as in the paper, half of all pairs are such, as for `relu`.
     "tanh" is dense by definition (every z < θ counts), and its ε = 2 wide: both are computed some latents at a time,
     with z computed again in the backward. Peak: about 100 MiB of scratch whatever N and d_sae, and 8 bytes for each
     pair with z > θ. Time: five dense products of the size x W_encᵀ beside the encoder's own.
@@ -151,9 +153,14 @@ class JumpReLUCoder(Penalised):
 
     @torch.no_grad()
     def resample(self, latents: Tensor, x: Tensor, target: Tensor, *, living: Tensor) -> None:
-        """See `SparseCoder.resample`; θ starts anew, too."""
-        super().resample(latents, x, target, living=living)
-        self.log_theta[latents] = math.log(self.config.threshold_init * float(self.input_rms))
+        """See `SparseCoder.resample`. The encoder rows are of x − b_dec, and θ starts anew as many of their pre-acts'
+        spreads, ‖w_i‖ `input_rms`, above 0 as it did at first."""
+        super().resample(latents, x - self.b_dec.to(x.dtype), target, living=living)
+        rows = self.W_enc[latents]
+        self.b_enc[latents] = -(rows @ self.b_dec)
+        norms = rows.to(self.log_theta.dtype).norm(dim=1)
+        spreads = self.input_rms * torch.where(norms > 0, norms, 1.0)
+        self.log_theta[latents] = (self.config.threshold_init * spreads).log()
 
     def encoder_input(self, x: Tensor) -> Tensor:
         """What W_enc is applied to: x itself."""

@@ -80,6 +80,14 @@ class ReLUCoder(Penalised):
         if self.free_norms:
             centre_pre_acts(self.W_enc, self.b_enc, self.b_dec)
 
+    @torch.no_grad()
+    def resample(self, latents: Tensor, x: Tensor, target: Tensor, *, living: Tensor) -> None:
+        """See `SparseCoder.resample`. The encoder rows are of x − b_dec in both forms."""
+        if not self.free_norms:
+            return super().resample(latents, x, target, living=living)
+        super().resample(latents, x - self.b_dec.to(x.dtype), target, living=living)
+        self.b_enc[latents] = -(self.W_enc[latents] @ self.b_dec)
+
     def encode(self, x: Tensor) -> SparseCodes:
         """x (…, d_in) → ragged codes, all of them positive."""
         return encode(self.encoder_input(x), self.W_enc, self.b_enc, Threshold(0.0))

@@ -18,7 +18,7 @@ CODERS = {
     "relu-2023": ("relu", {"variant": "2023"}),
     "gated": ("gated", {}),
     "gated-free": ("gated", {"normalize_decoder": False}),
-    "jumprelu": ("jumprelu", {"bandwidth": 0.02}),
+    "jumprelu": ("jumprelu", {"bandwidth": 0.02, "threshold_init": 0.06}),
     "jumprelu-quadratic": ("jumprelu", {"sparsity_loss": "quadratic", "l0_target": 9}),
     "jumprelu-tanh": ("jumprelu", {"sparsity_loss": "tanh"}),
 }
@@ -68,12 +68,13 @@ def test_the_dense_terms_keep_to_their_chunk(monkeypatch: pytest.MonkeyPatch) ->
     for chunk in (_dense_terms.CHUNK, 100_000):
         monkeypatch.setattr(_dense_terms, "CHUNK", chunk)
         coder.zero_grad()
+        x = x.detach().requires_grad_()
         with sk.use("cpu"), NoDense(N, M):
             loss = coder.loss(x)
             terms = loss.parts["tanh"] + loss.parts["pre_act"]
         with NoDense(N, M) as watch:
             loss.total.backward()
-        found[chunk] = terms, [p.grad.clone() for p in coder.parameters() if p.grad is not None]
+        found[chunk] = terms, [p.grad.clone() for p in (x, *coder.parameters()) if p.grad is not None]
         assert watch.largest <= max(chunk, M * D, 2 * loss.codes.values.numel())
     (few, mine), (many, theirs) = found.values()
     torch.testing.assert_close(few, many)
