@@ -31,6 +31,7 @@ NB_MODULE(_cpu, m) {
   m.def("isa", [] { return std::string(active_kernels().isa); }, "The instruction set in use; chosen on first use.");
   m.def("isas", &available_isas, "Instruction sets this machine can run, best first.");
   m.def("fast_bf16", &fast_bf16, "bfloat16 products run much faster here than float32 ones.");
+  m.def("fast_int8", &fast_int8, "8-bit integer products run much faster here than float32 ones.");
   m.def("kernels_capsule", [] { return nb::capsule(&active_kernels(), SAE_KERNELS_CAPSULE); },
         "The table of kernels.h, for native plugins.");
   m.def("want_huge_pages", &want_huge_pages, "Advice for a large fresh buffer, given as (address, bytes).");
@@ -40,4 +41,5 @@ NB_MODULE(_cpu, m) {
   bind::select_ops(m);
   bind::screen_ops(m);
   bind::few_ops(m);
+  bind::int8_ops(m);
 }

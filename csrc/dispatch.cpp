@@ -24,7 +24,7 @@ namespace {
 
 #if SK_X86
 struct Cpu {
-  bool avx2 = false, avx512 = false, amx = false, fast_bf16 = false, fast_bf16_dots = false;
+  bool avx2 = false, avx512 = false, amx = false, fast_bf16 = false, fast_bf16_dots = false, vnni = false;
 
   Cpu() {
     unsigned a, b, c, d, b7, c7, d7, a71 = 0;
@@ -40,6 +40,7 @@ struct Cpu {
     const bool bmi = (b7 >> 3 & 1) && (b7 >> 8 & 1) && (extended >> 5 & 1);
     avx2 = ymm && fma && f16c && popcnt && bmi && (b7 >> 5 & 1);
     avx512 = avx2 && zmm && (b7 >> 16 & 1) && (b7 >> 17 & 1) && (b7 >> 30 & 1) && (b7 >> 31 & 1);
+    vnni = avx512 && (c7 >> 11 & 1);
     amx = avx512 && tiles && (d7 >> 22 & 1) && (d7 >> 24 & 1) && (d7 >> 25 & 1) && (a71 >> 5 & 1) && tiles_offered();
     fast_bf16_dots = avx512 && (a71 >> 5 & 1) && made_by_amd();  // Intel's take as long as widening
     fast_bf16 = amx || fast_bf16_dots;
@@ -141,6 +142,14 @@ std::vector<std::string> available_isas() {
 bool fast_bf16() {
 #if SK_X86
   return Cpu().fast_bf16;
+#else
+  return false;
+#endif
+}
+
+bool fast_int8() {
+#if SK_X86
+  return Cpu().vnni;
 #else
   return false;
 #endif

@@ -15,3 +15,6 @@ const sk_kernels& active_kernels();
 // Whether this machine multiplies bfloat16 much faster than float32: AMX, or AVX512_BF16 on AMD (on Intel it runs at
 // half the rate of float32). What SAE_KERNELS_ISA pins does not matter here.
 bool fast_bf16();
+
+// Whether this machine has AVX-512 with VNNI. What SAE_KERNELS_ISA pins does not matter here.
+bool fast_int8();

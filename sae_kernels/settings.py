@@ -35,12 +35,13 @@ VARIABLES = {
         Variable(
             "SAE_KERNELS_SCREENING",
             "auto",
-            "encode on the CPU chooses by bfloat16 products what to compute in float32: auto (where it pays), on, off",
+            "encode on the CPU chooses by bfloat16 products what to compute in float32: auto (where it pays), on, off; "
+            "int8: TopK by 8-bit products, exact but for a stated probability",
         ),
         Variable(
             "SAE_KERNELS_SCREEN_CACHE",
             str(1 << 30),
-            "bytes of bfloat16 copies that screening keeps of weights it meets again unchanged; 0: none",
+            "bytes of bfloat16 or 8-bit copies that screening keeps of weights it meets again unchanged; 0: none",
         ),
         Variable(
             "SAE_KERNELS_PATCH",

@@ -42,6 +42,8 @@ class Kernel:
     take the op's arguments as listed in `sae_kernels.kernels`. Among kernels that would run, the highest priority wins.
     `estimate(*args)`, where given, predicts the milliseconds of `run(*args)` from shapes alone (no look at the data, a
     few microseconds): where two kernels have one and the second is clearly the cheaper, it runs instead.
+    `by_name`, where given, says what is asked of whoever wants this kernel (a probability that is not 1, say): it is
+    never chosen but by its backend's name, `explain` shows the words, and gradients run as if it had not been named.
     """
 
     op: str
@@ -50,6 +52,7 @@ class Kernel:
     why_not: Target
     priority: int = 0
     estimate: Target | None = None
+    by_name: str = ""
 
     @property
     def name(self) -> str:

@@ -48,7 +48,7 @@ def copy_of(W: Tensor, chosen: int) -> Rounded | None:
     wanted = mode()
     if wanted == "off" or W.dtype == torch.bfloat16:
         return None
-    if wanted == "auto" and (d < LEAST_D or m * d < LEAST_ELEMENTS or LATENTS_A_CHOICE * chosen > m):
+    if wanted != "on" and (d < LEAST_D or m * d < LEAST_ELEMENTS or LATENTS_A_CHOICE * chosen > m):
         return None
     return kept(W, ROWS_A_LOOK)
 

@@ -32,15 +32,18 @@ _LIBRARY = torch.library.Library("sae_kernels", "DEF")  # lives as long as the p
 
 @dataclass(frozen=True)
 class Candidate:
-    """One line of an explanation: a backend, why it declines (None: it would run), and what it is thought to take."""
+    """One line of an explanation: a backend, why it declines (None: it would run), what it is thought to take, and on
+    what terms it runs."""
 
     backend: str
     reason: str | None
     estimated_ms: float | None = None
+    terms: str = ""
 
     def __str__(self) -> str:
         estimate = "" if self.estimated_ms is None else f" (estimated {_milliseconds(self.estimated_ms)})"
-        return f"{self.backend}: {self.reason or 'would run'}{estimate}"
+        terms = f" ({self.terms})" if self.terms and self.reason is None else ""
+        return f"{self.backend}: {self.reason or 'would run'}{estimate}{terms}"
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,17 @@ def candidates(op: str) -> tuple[Kernel, ...]:
 def forget_decisions() -> None:
     """Compare estimates anew: the constants behind them have changed."""
     _candidates.cache_clear()
+
+
+def _named(kernel: Kernel, wanted: str) -> bool:
+    """Whether a choice of backend ("": none) leaves this kernel in play."""
+    return kernel.backend == wanted or not (wanted or kernel.by_name)
+
+
+@functools.lru_cache(maxsize=64)
+def _only_by_name(backend: str, generation: int) -> bool:
+    mine = [name for name in registry.kernels.names() if name.endswith(f"/{backend}")]
+    return any(registry.kernels.get(name).by_name for name in mine)
 
 
 def _why_not(kernel: Kernel, args: Sequence[Any]) -> str | None:
@@ -169,12 +183,15 @@ def explain(op: str, names: Sequence[str], args: Sequence[Any], backend: str = "
     wanted = backend or settings.chosen_backend()
     among = _candidates(op, plugins().generation)
     found = among.kernels
-    reasons = [_why_not(kernel, args) for kernel in found]
+    reasons = [
+        _why_not(kernel, args) if kernel.backend == wanted or not kernel.by_name else f"only by name: {kernel.by_name}"
+        for kernel in found
+    ]
     answers = tuple(
-        Candidate(kernel.backend, reason, _estimate(kernel, args) if reason is None else None)
+        Candidate(kernel.backend, reason, _estimate(kernel, args) if reason is None else None, kernel.by_name)
         for kernel, reason in zip(found, reasons, strict=True)
     )
-    willing = [k for k, reason in zip(found, reasons, strict=True) if reason is None and wanted in ("", k.backend)]
+    willing = [k for k, reason in zip(found, reasons, strict=True) if reason is None and _named(k, wanted)]
     chosen = willing[0] if willing else None
     because = f"backend {wanted!r} asked for" if wanted else "highest priority among those that would run"
     if chosen is not None and not wanted:
@@ -195,7 +212,7 @@ def select(op: str, names: Sequence[str], args: Sequence[Any], backend: str = ""
     among = _candidates(op, plugins().generation)
     found = among.kernels
     for kernel in found:
-        if wanted in ("", kernel.backend) and _why_not(kernel, args) is None:
+        if _named(kernel, wanted) and _why_not(kernel, args) is None:
             if among.rivals and kernel.estimate is not None and not wanted:
                 kernel = _cheaper(kernel, among, args)
             return _loaded(kernel)[1]
@@ -212,9 +229,11 @@ def backend_in_force(keyword_only_inputs: Mapping[str, str]) -> str:
     """The backend a gradient formula has to run on: for `ctx.backend`, in an op's `setup_context`.
 
     Settled in the forward, so that `use()` around it holds for its gradients too. A graph that is being compiled keeps
-    the argument alone: in it, kernels are chosen when it runs.
+    the argument alone: in it, kernels are chosen when it runs. A kernel that runs only by name is the forward's alone.
     """
     given = keyword_only_inputs["backend"]
+    if given and _only_by_name(given, plugins().generation):
+        given = ""
     return given if given or torch.compiler.is_compiling() else settings.chosen_backend()
 
 

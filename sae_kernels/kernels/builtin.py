@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 from ..hookspecs import hookimpl
 from ..specs import Kernel
 from . import OPS, _triton
+from ._screen.int8 import RISK
 
 PRIORITIES = {"reference": 0, "cpu": 10}
 TRITON = 20
 DENSE = -10  # below the reference: it runs where its estimate says so
+INT8 = -20  # only by name
 DENSE_OPS = ("spmm", "spmm_t", "sddmm", "spmm_backward")
 ESTIMATES = f"{__package__}._cost.estimates"
 
@@ -28,4 +32,7 @@ def sae_kernels_kernels() -> list[Kernel]:
     """Every op on every built-in backend; `dense` for those that PyTorch's GEMM can do."""
     mine = [_kernel(op, backend, priority) for op in OPS for backend, priority in PRIORITIES.items()]
     mine += [_kernel(op, "triton", TRITON) for op in OPS]
-    return mine + [_kernel(op, "dense", DENSE) for op in OPS if op in DENSE_OPS]
+    mine += [_kernel(op, "dense", DENSE) for op in OPS if op in DENSE_OPS]
+    here = f"{__package__}.linear_topk.cpu_int8"
+    terms = f"encode(screening='int8'), exact with probability at least 1 - 1e{round(math.log10(RISK))} a token"
+    return [*mine, Kernel("linear_topk", "cpu_int8", f"{here}:run", f"{here}:why_not", INT8, by_name=terms)]

@@ -12,16 +12,29 @@ from ..codes import SparseCodes
 from ..errors import ArgumentError, DeviceError, ShapeError, describe
 from ..kernels import OPS
 from . import _checks
+from ._screening import backend_for
 from .selections import BatchTopK, Selection, Threshold, TopK
 
 
 @overload
 def encode(
-    x: Tensor, W_enc: Tensor, b_enc: Tensor | None, selection: Selection | int, *, backend: str = ""
+    x: Tensor,
+    W_enc: Tensor,
+    b_enc: Tensor | None,
+    selection: Selection | int,
+    *,
+    backend: str = "",
+    screening: str = "",
 ) -> SparseCodes: ...
 @overload
 def encode(
-    x: Tensor, W_enc: Tensor, b_enc: Tensor | None, selection: tuple[Selection | int, ...], *, backend: str = ""
+    x: Tensor,
+    W_enc: Tensor,
+    b_enc: Tensor | None,
+    selection: tuple[Selection | int, ...],
+    *,
+    backend: str = "",
+    screening: str = "",
 ) -> tuple[SparseCodes, ...]: ...
 
 
@@ -32,6 +45,7 @@ def encode(
     selection: Selection | int | tuple[Selection | int, ...],
     *,
     backend: str = "",
+    screening: str = "",
 ) -> SparseCodes | tuple[SparseCodes, ...]:
     """Select(x W_encᵀ + b_enc), without ever holding the (tokens, d_sae) pre-acts.
 
@@ -42,13 +56,21 @@ def encode(
         `selection`: `TopK`, `Threshold`, `BatchTopK`; an int k is `TopK(k)`. A tuple gives a tuple of codes; the
         `TopK`s in it share one pass over x W_encᵀ.
 
+    Screening:
+        how pre-acts may be found that need not be computed exactly. By default only ways that never change the result.
+        `screening="int8"`, by name alone and for `TopK` on a CPU with AVX-512 VNNI: 8-bit products with random
+        dither. For every input that was chosen without knowledge of the dither, a token's latents are exactly the k
+        largest with probability at least 1 - 1e-9; values are exact for the latents chosen. A fixed seed: the same
+        input gives the same codes every time. `docs/tuning.md` says more.
+
     Gradients:
         of `values` to x, W_enc and b_enc; none through empty slots (value 0). Inside `torch.autocast` everything is
         cast to its dtype first, as in `F.linear`.
 
     Raises:
         ShapeError, DtypeError, DeviceError, ArgumentError: naming what was found and expected.
-        BackendError: `backend` (or the one in force through `use` or SAE_KERNELS_BACKEND) declined.
+        ArgumentError: an unknown `screening`, or one that does not serve the selection or the backend in force.
+        BackendError: `backend` (or the one in force through `use` or SAE_KERNELS_BACKEND), or `screening`, declined.
 
     Source: TopK arXiv 2406.04093, BatchTopK 2412.06410, JumpReLU 2407.14435.
     """
@@ -56,6 +78,8 @@ def encode(
     _checks.linear("encode", x, W_enc, b_enc)
     single = not isinstance(selection, tuple)
     wanted = normal(selection, W_enc)
+    if screening != "":
+        backend = backend_for(screening, backend, wanted)
     lead = tuple(x.shape[:-1])
     flat = _checks.matrix(x)
     out: list[SparseCodes | None] = [None] * len(wanted)

@@ -3,37 +3,42 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
 from .. import registry
-from ..errors import unknown
+from ..errors import ArgumentError, unknown
 from ..kernels import OPS
 from ..kernels._kernel import Candidate, Explanation
 from ..kernels._kernel import explain as _explain
 from ..specs import resolve
 from ._checks import linear, matrix
+from ._screening import BACKENDS, backend_for, set_from_outside
 from .decode import check as check_decode
 from .encode import normal, ragged_call, top_k_call
-from .selections import TopK
+from .selections import Selection, TopK
 from .topk import check as check_topk
 
 
-def explain(what: str, *args: Any, backend: str = "") -> Explanation:
+def explain(what: str, *args: Any, backend: str = "", screening: str = "") -> Explanation:
     """Ask every candidate kernel about a call that isn't made.
 
     `what` is "encode", "decode", "topk" (with the arguments of the function of that name), "patch" (with a module),
     or an op of `sae_kernels.kernels` (with its own arguments). Printing the result shows the chosen backend and each
-    one's reason.
+    one's reason. `screening` is that of `encode`: one that is right but for a probability shows it.
 
     Raises:
         UnknownNameError: nothing of that name; and whatever the call itself would raise on bad arguments.
     """
+    if screening != "" and what != "encode":
+        raise ArgumentError(f'explain: screening="{screening}" is an argument of "encode" alone, found "{what}"')
     if what == "patch":
         return _explain_patch(*args)
     if what == "encode":
-        op, call = _encode_call(*args)
+        op, call, wanted = _encode_call(*args)
+        backend = _screened(op, call, wanted, backend, screening)
     elif what == "decode":
         op, call = _decode_call(*args)
     elif what == "topk":
@@ -46,14 +51,28 @@ def explain(what: str, *args: Any, backend: str = "") -> Explanation:
     return _explain(op, names, call, backend)
 
 
-def _encode_call(x: Tensor, W_enc: Tensor, b_enc: Tensor | None, selection: Any) -> tuple[str, tuple[Any, ...]]:
+def _screened(op: str, call: tuple[Any, ...], wanted: Sequence[Any], backend: str, screening: str) -> str:
+    """The backend that the argument asks for, or, where its kernel would run, the environment."""
+    if screening != "":
+        return backend_for(screening, backend, wanted)
+    outside = "" if backend else set_from_outside()
+    if outside and all(isinstance(each, TopK) for each in wanted):
+        mine = BACKENDS[outside]
+        if _explain(op, (), call, mine).chosen == mine:
+            return mine
+    return backend
+
+
+def _encode_call(
+    x: Tensor, W_enc: Tensor, b_enc: Tensor | None, selection: Any
+) -> tuple[str, tuple[Any, ...], tuple[Selection, ...]]:
     linear("encode", x, W_enc, b_enc)
     flat = matrix(x)
     wanted = normal(selection, W_enc)
     first = wanted[0]
     if isinstance(first, TopK):
-        return top_k_call(flat, W_enc, b_enc, [each for each in wanted if isinstance(each, TopK)])
-    return ragged_call(flat, W_enc, b_enc, first)
+        return *top_k_call(flat, W_enc, b_enc, [each for each in wanted if isinstance(each, TopK)]), wanted
+    return *ragged_call(flat, W_enc, b_enc, first), wanted
 
 
 def _decode_call(codes: Any, W_dec: Tensor, b_dec: Tensor | None = None) -> tuple[str, tuple[Any, ...]]:

@@ -108,6 +108,11 @@ enum {
   SK_GIVEN_UP = 4      /* the copy decided too little. Results are without it */
 };
 
+/* Tokens and latents as int8_tokens and int8_latents left them; the tokens' numbers are scale and norm, the latents' scale,
+ * offset, norm and spread. `first` is the first latent's number, `count` how many there are. */
+typedef struct { const void *packed; const float *scale, *norm; const int32_t *start; int64_t n; } sk_int8_tokens;
+typedef struct { const void *packed; const float *scale, *offset, *norm, *spread; int64_t first, count; } sk_int8_latents;
+
 typedef struct sk_kernels {
   int32_t abi;     /* SAE_KERNELS_ABI */
   int32_t size;    /* sizeof(sk_kernels) of the host */
@@ -219,6 +224,26 @@ typedef struct sk_kernels {
    * dw (m, d) = codes^T @ g */
   sk_status (*spmm_backward)(int32_t dtype, sk_matrix g, sk_codes codes, sk_matrix w, void *d_values, sk_output dw,
                              int32_t threads);
+
+  /* Screening in 8 bits: linear_topk's choice but for a probability (csrc/screen/int8_topk.inl.h). Made for AVX-512 with VNNI,
+   * which tables of "avx512" and "amx" take for granted here. */
+
+  /* bytes a row takes in both of what follows */
+  int64_t (*int8_width)(int64_t d);
+  /* packed (latents in whole groups of 32, width) and numbers (4, latents in whole groups) of a's rows */
+  sk_status (*int8_latents)(int32_t dtype, sk_matrix a, uint8_t *packed, float *numbers, int32_t threads);
+  /* packed (a.rows rounded up to a multiple of 12, width), numbers (2, a.rows) and starts (a.rows,) */
+  sk_status (*int8_tokens)(int32_t dtype, sk_matrix a, int8_t *packed, float *numbers, int32_t *starts, int32_t threads);
+  /* state.n = parts * x.rows; several parts: all latents in one call. widths: how many standard deviations count. A row that
+   * its bounds do not settle gets a negative count */
+  sk_status (*int8_topk_fold)(int32_t dtype, sk_screened_topk state, int64_t parts, sk_int8_tokens tokens,
+                              sk_int8_latents latents, sk_matrix x, sk_matrix W, const float *bias, const uint8_t *among,
+                              float widths, int32_t threads);
+  /* as screened_topk_finish; failed (x.rows,) = 1 where a row was not settled, 2 where a score was not what `latents`
+   * says: these rows are not written */
+  sk_status (*int8_topk_finish)(int32_t dtype, sk_screened_topk state, int64_t parts, sk_matrix x, sk_matrix W,
+                                const float *bias, int32_t relu, void *values, int32_t *indices, uint8_t *failed,
+                                int32_t threads);
 } sk_kernels;
 
 #ifdef __cplusplus

@@ -1,4 +1,4 @@
-"""Copies of weights in bfloat16, kept while the weights stay what they are.
+"""Copies of weights in fewer bits, kept while the weights stay what they are.
 
 Weights in training change at every step: they are rounded chunk by chunk as they are read. Weights that come back
 unchanged are worth a copy: half as much to read, and nothing to round. One is made when the same content is met for
@@ -23,6 +23,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +46,7 @@ class _Met:
 
     storage: StorageWeakRef
     state: tuple[int, int]  # version, optimizer steps
-    copy: Rounded | None = None
+    copy: Any = None  # has nbytes
     calls: int = 0
 
 
@@ -75,14 +76,30 @@ def limit_bytes() -> int:
 
 
 def kept(W: Tensor, rows_a_look: int = 1) -> Rounded | None:
-    """The copy of these very weights; None where there is none. Weights in bfloat16 need none.
+    """The copy of these very weights in bfloat16; None where there is none. Weights in bfloat16 need none.
 
     One row in `rows_a_look` is compared with the copy."""
-    limit, wanted = limit_bytes(), 2 * W.numel() + 8 * W.shape[0]
-    if W.dtype == torch.bfloat16 or W.is_inference() or wanted > limit:
+
+    def make() -> Rounded:
+        return round_rows(W.detach(), Rounded.empty(W.shape[0], W.shape[1], W.dtype))
+
+    def same(copy: Rounded, calls: int) -> bool:
+        return _same(W, copy, calls, rows_a_look)
+
+    if W.dtype == torch.bfloat16:
+        return None
+    return keep(W, "bfloat16", 2 * W.numel() + 8 * W.shape[0], make, same)
+
+
+def keep(W: Tensor, kind: str, wanted: int, make: Callable[[], Any], same: Callable[[Any, int], bool]) -> Any:
+    """The copy of these very weights, of a kind that takes `wanted` bytes; None where there is none.
+
+    `make()` makes one. `same(copy, calls)` compares a sample of the weights with it, another one at each call."""
+    limit = limit_bytes()
+    if W.is_inference() or wanted > limit:
         return None
     _watch_optimizers()
-    storage, key = _key(W)
+    storage, key = _key(W, kind)
     with _lock:
         for gone in [key for key, met in _met.items() if met.storage.expired()]:
             del _met[gone]
@@ -96,14 +113,14 @@ def kept(W: Tensor, rows_a_look: int = 1) -> Rounded | None:
             return None
         _met.move_to_end(key)
         met.calls += 1
-        if met.copy is not None and not _same(W, met.copy, met.calls, rows_a_look):
+        if met.copy is not None and not same(met.copy, met.calls):
             met.copy = None
             counts["stale"] += 1
         if met.copy is not None:
             counts["used"] += 1
             return met.copy
         _make_room(limit - wanted)
-        met.copy = round_rows(W.detach(), Rounded.empty(W.shape[0], W.shape[1], W.dtype))
+        met.copy = make()
         counts["made"] += 1
         return met.copy
 
@@ -124,18 +141,18 @@ def _same(W: Tensor, copy: Rounded, calls: int, rows_a_look: int) -> bool:
     return not _cpu.tell("screen_differs", *a, row, rows_a_look, at)
 
 
-def contradicted(W: Tensor) -> None:
+def contradicted(W: Tensor, kind: str = "bfloat16") -> None:
     """Free the copy of these weights: it is not what they are."""
     with _lock:
-        met = _met.get(_key(W)[1])
+        met = _met.get(_key(W, kind)[1])
         if met is not None and met.copy is not None:
             met.copy = None
             counts["stale"] += 1
 
 
-def _key(W: Tensor) -> tuple[StorageWeakRef, tuple[Any, ...]]:
+def _key(W: Tensor, kind: str) -> tuple[StorageWeakRef, tuple[Any, ...]]:
     storage = StorageWeakRef(W.untyped_storage())
-    return storage, (storage.cdata, W.storage_offset(), W.shape, W.stride(), W.dtype)
+    return storage, (storage.cdata, W.storage_offset(), W.shape, W.stride(), W.dtype, kind)
 
 
 @functools.cache

@@ -13,7 +13,7 @@ from ...errors import ConfigError
 from .. import _cpu
 from .chunks import in_pieces
 
-MODES = ("auto", "on", "off")
+MODES = ("auto", "on", "off", "int8")
 LEAST_D, LEAST_M, LEAST_N = 64, 1024, 32  # below, products are too small a part of the work
 LEAST_N_IN_PIECES = 1024  # where the rows of W have to be copied first
 LATENTS_A_CHOICE = 24  # with fewer latents for each one chosen, too many are computed twice
@@ -28,7 +28,7 @@ def screening_pays() -> bool:
 
 
 def mode() -> str:
-    """SAE_KERNELS_SCREENING: auto, on or off."""
+    """SAE_KERNELS_SCREENING: auto, on, off, or int8 (which is auto to all that 8 bits do not serve)."""
     chosen = settings.read("SAE_KERNELS_SCREENING") or "auto"
     if chosen not in MODES:
         raise ConfigError(f"SAE_KERNELS_SCREENING={chosen}, expected one of {', '.join(MODES)}")

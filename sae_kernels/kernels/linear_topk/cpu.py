@@ -16,6 +16,7 @@ from torch import Tensor
 from .. import _cpu, _few
 from .._pre_acts import PreActs, address, bias_of, check, part
 from .._screen import screens
+from .._screen.policy import mode
 from . import screened
 
 CANDIDATES_BYTES = 16 << 20
@@ -62,6 +63,18 @@ def run(
     x: Tensor, W: Tensor, b: Tensor | None, ks: list[int], relus: list[bool], among: Sequence[Tensor | None]
 ) -> list[Tensor]:
     """See `sae_kernels.kernels.linear_topk`. Indices ascend within a row."""
+    if mode() == "int8":
+        from . import cpu_int8  # which comes back with what it does not settle
+
+        if cpu_int8.why_not(x, W, b, ks, relus, among) is None:
+            return cpu_int8.run(x, W, b, ks, relus, among)
+    return certain(x, W, b, ks, relus, among)
+
+
+def certain(
+    x: Tensor, W: Tensor, b: Tensor | None, ks: list[int], relus: list[bool], among: Sequence[Tensor | None]
+) -> list[Tensor]:
+    """`run`, whatever SAE_KERNELS_SCREENING says of 8 bits."""
     for k, mask in zip(ks, among, strict=True):
         if mask is None or mask.numel() == 0:
             check(x, W, b, k)

@@ -1,0 +1,72 @@
+// Screening with 8-bit products, under linear_topk.
+#include "bind.h"
+
+namespace bind {
+
+namespace {
+
+sk_screened_topk state(address upper, address lower, address index, address count, address bound, address computed,
+                       int64_t n, int64_t k) {
+  return {at<int32_t>(upper), at<int32_t>(lower), at<int32_t>(index), at<int32_t>(count), at<int32_t>(bound),
+          at<int64_t>(computed), n, k};
+}
+
+// numbers (2, n): scale, norm.
+sk_int8_tokens tokens(address packed, address numbers, address starts, int64_t n) {
+  const float* scale = at<const float>(numbers);
+  return {at<const void>(packed), scale, scale + n, at<const int32_t>(starts), n};
+}
+
+// numbers (4, padded): scale, offset, norm, spread.
+sk_int8_latents latents(address packed, address numbers, int64_t padded, int64_t first, int64_t count) {
+  const float* scale = at<const float>(numbers);
+  return {at<const void>(packed), scale, scale + padded, scale + 2 * padded, scale + 3 * padded, first, count};
+}
+
+}  // namespace
+
+void int8_ops(nb::module_& m) {
+  m.def("int8_width", [](int64_t d) { return active_kernels().int8_width(d); });
+  m.def("int8_latents", [](int dtype, address a, int64_t rows, int64_t cols, int64_t stride, address packed,
+                           address numbers, int threads) {
+    return run([&](const sk_kernels& kernels) {
+      return kernels.int8_latents(dtype, matrix(a, rows, cols, stride), at<uint8_t>(packed), at<float>(numbers),
+                                  threads);
+    });
+  });
+  m.def("int8_tokens", [](int dtype, address a, int64_t rows, int64_t cols, int64_t stride, address packed,
+                          address numbers, address starts, int threads) {
+    return run([&](const sk_kernels& kernels) {
+      return kernels.int8_tokens(dtype, matrix(a, rows, cols, stride), at<int8_t>(packed), at<float>(numbers),
+                                 at<int32_t>(starts), threads);
+    });
+  });
+  m.def("int8_topk_fold", [](int dtype, address upper, address lower, address index, address count, address bound,
+                             address computed, int64_t n, int64_t k, int64_t parts, address x_packed,
+                             address x_numbers, address starts, int64_t x_count, address W_packed, address W_numbers,
+                             int64_t padded, int64_t first, int64_t W_count, address x, int64_t x_rows, int64_t x_cols,
+                             int64_t x_stride, address W, int64_t W_rows, int64_t W_cols, int64_t W_stride,
+                             address bias, address among, float widths, int threads) {
+    return run([&](const sk_kernels& kernels) {
+      return kernels.int8_topk_fold(dtype, state(upper, lower, index, count, bound, computed, n, k), parts,
+                                    tokens(x_packed, x_numbers, starts, x_count),
+                                    latents(W_packed, W_numbers, padded, first, W_count),
+                                    matrix(x, x_rows, x_cols, x_stride), matrix(W, W_rows, W_cols, W_stride),
+                                    at<const float>(bias), at<const uint8_t>(among), widths, threads);
+    });
+  });
+  m.def("int8_topk_finish", [](int dtype, address upper, address lower, address index, address count, address bound,
+                               address computed, int64_t n, int64_t k, int64_t parts, address x, int64_t x_rows,
+                               int64_t x_cols, int64_t x_stride, address W, int64_t W_rows, int64_t W_cols,
+                               int64_t W_stride, address bias, bool relu, address values, address indices,
+                               address failed, int threads) {
+    return run([&](const sk_kernels& kernels) {
+      return kernels.int8_topk_finish(dtype, state(upper, lower, index, count, bound, computed, n, k), parts,
+                                      matrix(x, x_rows, x_cols, x_stride), matrix(W, W_rows, W_cols, W_stride),
+                                      at<const float>(bias), relu, at<void>(values), at<int32_t>(indices),
+                                      at<uint8_t>(failed), threads);
+    });
+  });
+}
+
+}  // namespace bind

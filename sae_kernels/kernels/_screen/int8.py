@@ -1,0 +1,158 @@
+"""Rows in 8 bits, whose products say what an inner product is but for a stated probability.
+
+What is rounded. Both x and w are rotated by one orthogonal matrix (random signs and Hadamard transforms: x · w stays,
+outlier coordinates are spread), then rounded to multiples of a step of their own, s = max |·| / 126.5, with
+subtractive dither: with u_j drawn uniformly from (-½, ½), q_j = round(w_j / s + u_j), and w_j is taken to be s (q_j -
+u_j). The error w_j - s (q_j - u_j) is s e_j with e_j uniform on (-½, ½), *whatever w is*: that is what subtracting
+the dither is for. All latents share one u, all tokens another, v; so x · w becomes s_x s_w (p - v) · (q - u), an
+integer product p · q and numbers that belong to one side alone.
+
+How far off that is. x · w - x̂ · ŵ = (x - x̂) · w + x̂ · (w - ŵ), sums of d independent terms each: x - x̂ = s_x f
+with f from v, and, v being given, w - ŵ = s_w e with e from u. A uniform number on (-½, ½) is sub-Gaussian with its
+own variance: E exp(λ e_j) ≤ exp(λ² / 24). Hence, with |x̂| ≤ X = |x| + s_x √d / 2 whatever v is,
+
+    E exp(λ (x · w - x̂ · ŵ)) ≤ exp(λ² V / 2),  V = ((s_x |w|)² + (s_w X)²) / 12,
+    P(|x · w - x̂ · ŵ| > t) ≤ 2 exp(-t² / 2V).
+
+That is Hoeffding's argument with the error's variance in the place of its range squared. With a union bound over the
+M latents of a token, t = √(2 V ln(2 M / RISK)) holds for all of them at once with probability at least 1 - RISK; and
+where it holds, what screening drops cannot be among the k best. Uniform numbers are drawn on a grid of 2¹⁴ points
+(sub-Gaussian with no more, since such a number plus a uniform one on a cell is uniform); rounding rows to that grid,
+and all float32 arithmetic, is bounded without chance and added (csrc/screen/int8_topk.inl.h).
+
+What the probability is over: signs, u and v, and nothing else. No distribution of activations or weights is assumed:
+for every x, W, b that were chosen without knowledge of u and v, adversarially even, a token's latents are exactly the
+k best with probability at least 1 - RISK. u and v come from a fixed seed: the same input gives the same result every
+time, on any number of threads. It follows that a failure would repeat, that tokens of one W are not independent draws
+(the *expected* number of wrong tokens among n is at most RISK n all the same), and that inputs computed from u and v
+are not covered.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import _cpu
+from .chunks import in_pieces
+from .kept import keep
+
+RISK = 1e-9  # of a token's choice being wrong
+MOST_D = 1 << 16
+GROUP = 32  # latents side by side: csrc/screen/int8_rows.inl.h
+
+
+@functools.cache
+def _vnni() -> bool:
+    return _cpu.ask("fast_int8")
+
+
+def why_not(W: Tensor) -> str | None:
+    """Why 8-bit products do not serve these weights, on the CPU and in a dtype of the kernels; None: they do."""
+    if _cpu.isa() not in ("avx512", "amx"):
+        return f"instruction set is {_cpu.isa()} (needs avx512 with VNNI)"
+    if not _vnni():
+        return "this processor lacks VNNI (needs avx512 with VNNI)"
+    if W.shape[1] > MOST_D:
+        return f"d is {W.shape[1]} (needs at most {MOST_D})"
+    if in_pieces(W):
+        return f"W's rows do not lie in one piece, strides {tuple(W.stride())} (needs inner stride 1: W.contiguous())"
+    if W.is_neg():
+        return "W is a negated view (needs W.resolve_neg())"
+    return None
+
+
+def widths(m: int) -> float:
+    """t / √((s_x |w|)² + (s_w X)²), for m latents."""
+    return math.sqrt(math.log(2 * m / RISK) / 6)
+
+
+class Latents(NamedTuple):
+    """Rows of W in 8 bits, in groups that lie as the products read them, and four numbers for each."""
+
+    packed: Tensor  # uint8 (groups, width of a row * 32)
+    numbers: Tensor  # float32 (4, 32 groups)
+
+    @staticmethod
+    def empty(rows: int, d: int) -> Latents:
+        """Room for so many."""
+        groups = -(-rows // GROUP)
+        packed = _cpu.empty(groups, _cpu.ask("int8_width", d) * GROUP, dtype=torch.uint8)
+        return Latents(packed, torch.empty(4, groups * GROUP))
+
+    @staticmethod
+    def bytes_of(W: Tensor) -> int:
+        """What a copy of W takes."""
+        return -(-W.shape[0] // GROUP) * GROUP * (_cpu.ask("int8_width", W.shape[1]) + 16)
+
+    def of(self, W: Tensor) -> Latents:
+        """Filled with W's rows: with no other number of them than there is room for."""
+        args = (*_cpu.pointers(W), self.packed.data_ptr(), self.numbers.data_ptr())
+        _cpu.call("int8_latents", _cpu.dtype_code(W), *args)
+        return self
+
+    def same(self, W: Tensor, groups: int, calls: int) -> bool:
+        """Whether some groups, others at each call, are still what W's rows become."""
+        every = self.packed.shape[0]
+        first = groups * calls % every
+        last = min(every, first + groups)
+        rows = W[first * GROUP : last * GROUP]
+        again = Latents.empty(rows.shape[0], W.shape[1]).of(rows)
+        numbers = self.numbers[:, first * GROUP : last * GROUP].contiguous()
+        same = torch.equal(again.numbers.view(torch.int32), numbers.view(torch.int32))  # NaN is NaN
+        return same and torch.equal(again.packed, self.packed[first:last])
+
+    def args(self, first: int, rows: int) -> tuple[int, int, int, int, int]:
+        """As C++ takes them: latents `first` onwards."""
+        return self.packed.data_ptr(), self.numbers.data_ptr(), self.numbers.shape[1], first, rows
+
+    @property
+    def nbytes(self) -> int:
+        """Size in memory."""
+        return self.packed.nbytes + self.numbers.nbytes
+
+
+KIND = "int8"
+LOOKED_AT = 64  # one group in so many is compared with the weights at each call
+MANY = 256  # tokens; with fewer, one group is
+
+
+def kept(W: Tensor, tokens: int) -> Latents | None:
+    """The copy of these very weights, made when they are met for the second time.
+
+    What tells that they are the same: see `_screen.kept`. The sample that is compared holds 32 latents, others at each
+    call, or one in 64 where there are many tokens: a change to all rows that moved no version counter is seen at once,
+    one to a single row after a while, or when its exact score contradicts the copy.
+    """
+    W = W.detach()
+    groups = max(1, -(-W.shape[0] // GROUP) // LOOKED_AT) if tokens >= MANY else 1
+
+    def make() -> Latents:
+        return Latents.empty(*W.shape).of(W)
+
+    return keep(W, KIND, Latents.bytes_of(W), make, lambda copy, calls: copy.same(W, groups, calls))
+
+
+class Tokens(NamedTuple):
+    """Rows of x in 8 bits."""
+
+    packed: Tensor
+    numbers: Tensor
+    starts: Tensor
+
+    @staticmethod
+    def of(x: Tensor) -> Tokens:
+        """From rows in one piece."""
+        n, d = x.shape
+        packed = torch.empty(-(-n // 12) * 12 * _cpu.ask("int8_width", d), dtype=torch.int8)
+        made = Tokens(packed, torch.empty(2, n), torch.empty(n, dtype=torch.int32))
+        _cpu.call("int8_tokens", _cpu.dtype_code(x), *_cpu.pointers(x), *(each.data_ptr() for each in made))
+        return made
+
+    def args(self) -> tuple[int, int, int, int]:
+        """As C++ takes them."""
+        return self.packed.data_ptr(), self.numbers.data_ptr(), self.starts.data_ptr(), self.starts.shape[0]

@@ -1,0 +1,257 @@
+"""Screening in 8 bits: the choice among exactly computed scores, but for a probability no test can wait for."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.compare import assert_same
+from support.screening import HARD, Problem, exact_scores, normal
+from torch import Tensor
+
+from sae_kernels.kernels import _cpu
+from sae_kernels.kernels._screen import int8
+from sae_kernels.kernels.linear_topk import cpu as linear_topk
+from sae_kernels.kernels.linear_topk import cpu_int8, screened
+from sae_kernels.kernels.topk import reference as topk
+
+KEPT, CHUNKS = "kept", "chunks"
+
+
+@pytest.fixture(autouse=True)
+def _alone(cpu: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if _cpu.isa() in ("avx512", "amx") and not _cpu.ask("fast_int8"):
+        pytest.skip("AVX-512 without VNNI")
+    monkeypatch.setenv("SAE_KERNELS_SCREENING", "on")  # what becomes of rows that are given up: sums in one order
+    monkeypatch.setattr(screened, "SCREENED_A_COMPUTED", 1)
+    monkeypatch.setattr(cpu_int8, "LEAST_TOKENS", 1)
+    monkeypatch.setattr(cpu_int8, "LEAST_PART", 64)
+    monkeypatch.setattr(cpu_int8, "LATENTS_BYTES", 1 << 15)
+
+
+@pytest.fixture(params=[KEPT, CHUNKS])
+def source(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """With a copy of the weights, or without."""
+
+    def copy(W: Tensor, tokens: int) -> int8.Latents | None:
+        return int8.Latents.empty(*W.shape).of(W) if request.param == KEPT else None
+
+    monkeypatch.setattr(cpu_int8, "kept", copy)
+    return request.param
+
+
+def expect(problem: Problem, k: int, found: list[Tensor], among: Tensor | None = None) -> None:
+    """`found` are exactly the k best, latents ascending."""
+    z = exact_scores(*problem)
+    allowed = torch.arange(z.shape[1]) if among is None else among.nonzero().flatten()
+    filled = min(k, allowed.numel())
+    values, picked = topk.run(z[:, allowed], filled)
+    latents, order = allowed[picked.long()].sort(1)
+    assert torch.equal(found[1][:, :filled], latents.int())
+    assert_same(found[0][:, :filled], values.gather(1, order).to(problem[0].dtype), signed_zeros=False)
+    assert not found[0][:, filled:].any()
+    assert not found[1][:, filled:].any()
+
+
+def select(problem: Problem, k: int, among: Tensor | None = None) -> list[Tensor]:
+    everyone = torch.empty(0, dtype=torch.bool)
+    return cpu_int8.run(*problem, [k], [False], [everyone if among is None else among])
+
+
+@pytest.mark.parametrize(
+    ("n", "d", "m", "k"),
+    [(40, 64, 2000, 20), (9, 768, 1500, 32), (5, 4096, 900, 9), (3, 1, 1, 1), (17, 67, 333, 333), (1, 100, 999, 5),
+     (2, 300, 400, 16), (4, 48, 3000, 64), (8, 16, 65, 2), (25, 17, 700, 6)],
+)  # fmt: skip
+def test_the_choice_is_exact(source: str, n: int, d: int, m: int, k: int) -> None:
+    problem = normal(n, d, m)
+    expect(problem, k, select(problem, k))
+
+
+@pytest.mark.parametrize("kind", HARD)
+def test_hard_numbers(source: str, kind: str) -> None:
+    problem = HARD[kind](*normal(14, 64, 1200))
+    expect(problem, 11, select(problem, 11))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_16_bit_inputs(source: str, dtype: torch.dtype) -> None:
+    problem = normal(13, 128, 900, dtype)
+    expect(problem, 12, select(problem, 12))
+
+
+def test_masks_and_several_selections(source: str) -> None:
+    problem = normal(19, 64, 1200)
+    few = torch.zeros(1200, dtype=torch.bool)
+    few[300::211] = True
+    none = torch.empty(0, dtype=torch.bool)
+    masks = [none, torch.rand(1200) < 0.4, few, torch.zeros(1200, dtype=torch.bool)]
+    ks = [1200, 64, 9, 3]
+    found = cpu_int8.run(*problem, ks, [False] * 4, masks)
+    for i, (k, mask) in enumerate(zip(ks, masks, strict=True)):
+        expect(problem, k, found[2 * i : 2 * i + 2], mask if mask.numel() else None)
+
+
+def test_negative_ones_become_empty_slots(source: str) -> None:
+    x, W, b = normal(5, 64, 300)
+    everyone = torch.empty(0, dtype=torch.bool)
+    values, _ = cpu_int8.run(x, W, b - 1.5, [50], [True], [everyone])
+    assert (values >= 0).all()
+    assert (values == 0).any()
+
+
+@pytest.mark.parametrize("n", [1, 7, 30])
+def test_any_number_of_threads_and_any_run_give_the_same(source: str, n: int, threads: Callable) -> None:
+    problem = normal(n, 96, 3000)
+    found = []
+    for count in (1, 1, 2):
+        with threads(count):
+            found.append(select(problem, 8))
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+def _intervals(x: Tensor, W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Between what each score is said to lie, and the scores, in float64."""
+    (n, _), m = x.shape, W.shape[0]
+    room = _cpu.ask("screened_topk_room", m)
+    lists, progress, computed = torch.empty(3, n, room).int(), torch.empty(2, n).int(), torch.zeros(1).long()
+    tokens, latents = int8.Tokens.of(x), int8.Latents.empty(*W.shape).of(W)
+    state = (*(each.data_ptr() for each in (*lists, *progress)), computed.data_ptr(), n, m, 1)
+    inputs = (*tokens.args(), *latents.args(0, m), *_cpu.pointers(x), *_cpu.pointers(W), 0, 0, int8.widths(m))
+    _cpu.call("int8_topk_fold", 0, *state, *inputs)
+    assert torch.equal(lists[2, :, :m], torch.arange(m).int().expand(n, m))
+    high, low = (_score_of(keys[:, :m]).double() for keys in lists[:2])
+    return low, high, x.double() @ W.double().mT
+
+
+def _score_of(key: Tensor) -> Tensor:
+    bits = key + 0x7FFFFF  # csrc/select/keys.inl.h, of float32
+    return torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).view(torch.float32)
+
+
+FIXED: dict[str, Callable[[int, int], Tensor]] = {
+    "normal": torch.randn,
+    "one coordinate": lambda n, d: torch.eye(d).repeat(1 + n // d, 1)[:n] * torch.rand(n, 1),
+    "constant": lambda n, d: torch.linspace(-1, 1, n).outer(torch.ones(d)),
+    "outliers": lambda n, d: torch.randn(n, d) * torch.where(torch.arange(d) % 97 == 5, 300.0, 1.0),
+    "a few of one size": lambda n, d: (torch.rand(n, d) < 0.02) * 1.0,
+    "powers of two": lambda n, d: 2.0 ** torch.randint(-20, 20, (n, d)),
+}
+
+
+@pytest.mark.parametrize("tokens", FIXED)
+@pytest.mark.parametrize("latents", FIXED)
+def test_errors_are_as_the_derivation_says_whatever_the_rows(tokens: str, latents: str) -> None:
+    """Within the bound; and their mean square, over many pairs, not above the variance the bound is made of."""
+    n, m, d = 60, 500, 200
+    low, high, truth = _intervals(FIXED[tokens](n, d), FIXED[latents](m, d))
+    reach, error = (high - low) / 2, truth - (high + low) / 2
+    assert (error.abs() <= reach).all()
+    deviations = math.sqrt(2 * math.log(2 * m / int8.RISK))  # that the bound is from 0
+    relative = (error / reach)[reach > 1e-20] * deviations
+    assert relative.numel() > n * m / 2
+    assert relative.square().mean().sqrt() < 1.15
+    if tokens == latents == "normal":
+        assert relative.square().mean().sqrt() > 0.8  # and not much wider than it has to be
+
+
+@pytest.mark.parametrize("widths", [None, 0.02])
+def test_exact_scores_outside_their_bounds_are_noticed(widths: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bounds that do not hold, whatever the reason: rows in which one is met are computed otherwise."""
+    problem = normal(200, 64, 3000)
+    if widths is not None:
+        monkeypatch.setattr(cpu_int8, "widths", lambda m: widths)
+    again: list[int] = []
+    certain = linear_topk.certain
+
+    def counted(part: Tensor, *rest: Any) -> list[Tensor]:
+        again.append(part.shape[0])
+        return certain(part, *rest)
+
+    monkeypatch.setattr(linear_topk, "certain", counted)
+    expect(problem, 20, select(problem, 20))
+    assert again == ([200] if widths else [])
+
+
+def test_rows_that_bounds_do_not_settle_are_computed_otherwise(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, W, b = normal(30, 64, 4000)
+    monkeypatch.setattr(cpu_int8, "LEAST_PART", 4000)  # one list a token
+    W[200:] = W[200] + 1e-4 * W[200:]  # for tokens along it, nearly equal and best; for the others, low
+    along = torch.arange(30) % 10 == 3
+    x = torch.where(along[:, None], 1, -1) * W[200] * 20 + 0.1 * x
+    again: list[int] = []
+    certain = linear_topk.certain
+
+    def counted(part: Tensor, *rest: Any) -> list[Tensor]:
+        again.append(part.shape[0])
+        return certain(part, *rest)
+
+    monkeypatch.setattr(linear_topk, "certain", counted)
+    problem = x, W, b * 0
+    expect(problem, 7, select(problem, 7))
+    assert again == [int(along.sum())]
+
+
+def test_few_tokens_of_weights_without_a_copy_are_not_screened(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_int8, "LEAST_TOKENS", 10)
+    monkeypatch.setattr(cpu_int8, "_choose", lambda *_: pytest.fail("screened"))
+    problem = normal(9, 64, 700)
+    expect(problem, 5, select(problem, 5))
+
+
+def test_what_is_declined(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_cpu, "isa", lambda: "avx512")
+    monkeypatch.setattr(int8, "_vnni", lambda: True)
+    pieces = "W's rows do not lie in one piece, strides (1, 30) (needs inner stride 1: W.contiguous())"
+    assert int8.why_not(torch.randn(64, 30).mT) == pieces
+    assert int8.why_not(torch.empty(1, 1 << 16 | 1)) == "d is 65537 (needs at most 65536)"
+    assert int8.why_not(torch._neg_view(torch.randn(30, 4))) == "W is a negated view (needs W.resolve_neg())"
+    assert int8.why_not(torch.randn(30, 8)[::2, 1:]) is None
+
+
+def test_machines_without_vnni_are_declined(monkeypatch: pytest.MonkeyPatch) -> None:
+    W = torch.randn(9, 4)
+    monkeypatch.setattr(_cpu, "isa", lambda: "avx2")
+    assert int8.why_not(W) == "instruction set is avx2 (needs avx512 with VNNI)"
+    monkeypatch.setattr(_cpu, "isa", lambda: "avx512")
+    monkeypatch.setattr(int8, "_vnni", lambda: False)
+    assert int8.why_not(W) == "this processor lacks VNNI (needs avx512 with VNNI)"
+
+
+def copies() -> int:
+    """A number that tells 8-bit rows apart."""
+    torch.manual_seed(5)
+    latents, tokens = int8.Latents.empty(70, 200).of(torch.randn(70, 200)), int8.Tokens.of(torch.randn(9, 200))
+    return hash((*latents.packed.flatten().tolist(), *tokens.starts.tolist()))
+
+
+PINNED = """
+import sys, pytest
+sys.path.insert(0, sys.argv[1])
+import test_cpu_int8
+print("copies", test_cpu_int8.copies())
+sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-k", "(exact or hard) and kept", test_cpu_int8.__file__]))
+"""
+
+
+@pytest.mark.parametrize("isa", _cpu.isas())
+def test_every_isa_rounds_alike_and_passes(isa: str) -> None:
+    """In a process of its own: the instruction set is chosen once."""
+    run = subprocess.run(
+        [sys.executable, "-P", "-c", PINNED, str(Path(__file__).parent)],
+        env={**os.environ, "SAE_KERNELS_ISA": isa, "PYTHONPATH": str(Path(__file__).parents[1])},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert f"copies {copies()}\n" in run.stdout
