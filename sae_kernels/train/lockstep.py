@@ -16,6 +16,12 @@ def lockstep(members: Sequence[tuple[Run, Generator[None]]]) -> None:
     A TrainingError ends its own run; the others go on, and it is raised at the end (several: as one that names them).
     Anything else ends all: each iterator has the exception thrown into it.
     """
+    if len(members) == 1:  # nobody to change places with
+        ((run, steps),) = members
+        with run.random:
+            for _ in steps:
+                pass
+        return
     going = list(members)
     failed: list[tuple[Run, TrainingError]] = []
     while going:
@@ -36,8 +42,6 @@ def lockstep(members: Sequence[tuple[Run, Generator[None]]]) -> None:
                         with contextlib.suppress(BaseException), other.random:
                             rest.throw(error)
                 raise
-    if len(members) == 1 and failed:
-        raise failed[0][1]
     if failed:
         lines = "\n".join(f"  {run.directory}: {error}" for run, error in failed)
         raise TrainingError(f"{len(failed)} of {len(members)} runs failed, the others finished\n{lines}")

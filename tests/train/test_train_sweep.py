@@ -298,3 +298,17 @@ def test_the_docs_name_the_keys() -> None:
     section = docs.split("## `[sweep]`\n", 1)[1].split("\n## ", 1)[0]
     for word in ("hook_in", "hook_out", "lr", "seed", "d_sae", "load_sweep", "train_together"):
         assert word in section
+
+
+def test_the_command(tables: Tables, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from sae_kernels.cli import main
+
+    path = tmp_path / "sweep.json"
+    path.write_text(json.dumps({**tables, "sweep": {"seed": [0, 1]}}))
+    assert main(["train", str(path), "--quiet"]) == 0
+    shown = capsys.readouterr().out
+    for seed in (0, 1):
+        assert f"trained to step 12: {tmp_path / 'run' / f'seed={seed}' / 'coder'}" in shown
+    path.write_text(json.dumps({**tables, "sweep": {"sead": [0, 1]}}))
+    assert main(["train", str(path), "--quiet"]) != 0
+    assert "did you mean 'seed'?" in capsys.readouterr().err
