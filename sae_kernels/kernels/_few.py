@@ -18,9 +18,10 @@ from ._screen.policy import mode
 from ._screen.rounded import Rounded
 
 MOST_TOKENS = 32
+MOST_BFLOAT16 = 31  # of W in bfloat16: more are screened (`_screen.policy`) without a copy
 CANDIDATES = 1 << 20  # k of all tokens and threads: 16 to 32 bytes each
 # Below, a copy saves little: W stays in the caches, or a call is mostly overhead.
-LEAST_D, LEAST_ELEMENTS = 64, 1 << 20
+LEAST_D, LEAST_ELEMENTS = 64, 1 << 22
 LATENTS_A_CHOICE = 24  # with fewer latents for each one chosen, too many are computed twice
 LEAST_ROOM, MOST_ROOMS = 256, 64  # of values a token; of sizes that are remembered
 ROWS_A_LOOK = 16  # the copy is compared with one row in so many before it is used
@@ -33,7 +34,7 @@ def takes(x: Tensor, W: Tensor, chosen: int = 0) -> bool:
     """Whether this problem is small enough in tokens, and its rows of W lie in one piece each."""
     n, d = x.shape
     return (
-        0 < n <= MOST_TOKENS
+        0 < n <= (MOST_BFLOAT16 if W.dtype == torch.bfloat16 else MOST_TOKENS)
         and d > 0
         and W.shape[0] > 0
         and (W.stride(1) == 1 or d == 1)

@@ -330,6 +330,7 @@ def test_when_it_keeps_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_it_takes(threads: Callable) -> None:
     x, W = torch.ones(33, 8), torch.ones(50, 8)
+    assert not _few.takes(x[:32], W.bfloat16())
     assert _few.takes(x[:32], W, 50)
     assert not _few.takes(x, W)
     assert not _few.takes(x[:0], W)

@@ -80,7 +80,7 @@ def certain(
             check(x, W, b, k)
         else:
             check(x, W, b, k, among=mask)
-    if len(ks) == 1 and ks[0] > 0 and _few.takes(x, W, ks[0]):
+    if len(ks) == len(relus) == 1 and ks[0] > 0 and _few.takes(x, W, ks[0]):
         return _few.top_k(x, W, b, ks[0], relus[0], among[0])
     if min(ks, default=0) < 1 or not screens(x, W, ks):
         return _unscreened(x, W, b, ks, relus, among)
