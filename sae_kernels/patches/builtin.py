@@ -6,7 +6,28 @@ from ..hookspecs import hookimpl
 from ..specs import Patch
 
 # name, what it patches, its classes (as the patch's own module has them: nothing is imported to list them)
+_LENS = "sae_lens.saes."
 _PATCHES = (
+    (
+        "sae_lens",
+        "SAELens' SAEs and transcoders, their inference and the training of the top-k family",
+        tuple(
+            _LENS + name
+            for name in (
+                "standard_sae:StandardSAE",
+                "jumprelu_sae:JumpReLUSAE",
+                "gated_sae:GatedSAE",
+                "topk_sae:TopKSAE",
+                "transcoder:Transcoder",
+                "transcoder:SkipTranscoder",
+                "transcoder:JumpReLUTranscoder",
+                "transcoder:JumpReLUSkipTranscoder",
+                "topk_sae:TopKTrainingSAE",
+                "batchtopk_sae:BatchTopKTrainingSAE",
+                "matryoshka_batchtopk_sae:MatryoshkaBatchTopKTrainingSAE",
+            )
+        ),
+    ),
     (
         "sparsify",
         "sparsify's SparseCoder: TopK autoencoders and transcoders",
@@ -17,7 +38,7 @@ _PATCHES = (
 
 @hookimpl
 def sae_kernels_patches() -> list[Patch]:
-    """sparsify."""
+    """sae_lens, sparsify."""
     return [
         Patch(name, summary, f"{__package__}.{name}:why_not", f"{__package__}.{name}:apply", classes)
         for name, summary, classes in _PATCHES

@@ -48,7 +48,7 @@ class NoDense(TorchDispatchMode):
         else:
             made = func(*args, **kwargs)
         for tensor in tree_leaves(made):
-            if isinstance(tensor, Tensor):
+            if isinstance(tensor, Tensor) and tensor.layout == torch.strided:  # torch's sparse ones hold their parts
                 held = min(tensor.numel(), tensor.untyped_storage().nbytes() // tensor.itemsize)
                 self.largest = max(self.largest, held)
                 made_here = f"{func} makes {tuple(tensor.shape)} {tensor.dtype}"

@@ -1,0 +1,161 @@
+"""SAELens' training passes of the top-k family, on codes.
+
+Terms and their weights are the host's: MSE summed over features and averaged over tokens; AuxK with the signs of the
+dead latents' pre-acts kept, without variance normalisation, scaled down where fewer than k_aux latents are dead.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..codes import SparseCodes
+from ..ops import TopK, decode, encode, prefix_decode
+from . import _sae_lens_codes as kinds
+from ._acts import dense_acts
+from ._swap import host
+
+
+def topk_pass(self: Any, step_input: Any) -> Any:
+    """TopKTrainingSAE: the k and the k_aux largest in one pass over x W_enc."""
+    inside = self.process_sae_in(step_input.sae_in)
+    wanted = _aux_selection(self, step_input)
+    codes, *aux = kinds.topk(self, inside, *wanted)
+    return _finish(self, step_input, inside, codes, aux[0] if aux else None)
+
+
+def batch_topk_pass(self: Any, step_input: Any) -> Any:
+    """BatchTopKTrainingSAE, with its running threshold."""
+    inside = self.process_sae_in(step_input.sae_in)
+    codes = kinds.batch_topk(self, inside)
+    output = _finish(self, step_input, inside, codes, _aux_codes(self, step_input, inside))
+    self.update_topk_threshold(codes.values.detach())
+    output.metrics["topk_threshold"] = self.topk_threshold
+    return output
+
+
+def matryoshka_pass(self: Any, step_input: Any) -> Any:
+    """MatryoshkaBatchTopKTrainingSAE: all inner reconstructions in one pass over the codes."""
+    if self.cfg.use_matryoshka_aux_loss or step_input.sae_in.dim() != 2:
+        return host(self).training_forward_pass(self, step_input)
+    inside = self.process_sae_in(step_input.sae_in)
+    codes = kinds.batch_topk(self, inside)
+    output = _finish(self, step_input, inside, codes, _aux_codes(self, step_input, inside))
+    self.update_topk_threshold(codes.values.detach())
+    output.metrics["topk_threshold"] = self.topk_threshold
+    widths = list(self.cfg.matryoshka_widths[:-1])
+    if widths:
+        inner = prefix_decode(_unscaled(self, codes), self.W_dec, self.b_dec, widths)
+        for width, reconstruction in zip(widths, inner, strict=True):
+            given = self.run_time_activation_norm_fn_out(reconstruction)
+            loss = self.mse_loss_fn(given, step_input.sae_in).sum(dim=-1).mean()
+            output.losses[f"inner_mse_loss_{width}"] = loss
+            output.loss = output.loss + loss
+    return output
+
+
+def _finish(self: Any, step_input: Any, inside: Tensor, codes: SparseCodes, aux: SparseCodes | None) -> Any:
+    """Decode, the losses, and the host's TrainStepOutput."""
+    out = self.hook_sae_recons(decode(_unscaled(self, codes), self.W_dec, self.b_dec))
+    sae_out = self.reshape_fn_out(self.run_time_activation_norm_fn_out(out), self.d_head)
+    mse = self.mse_loss_fn(sae_out, step_input.sae_in).sum(dim=-1).mean()
+    auxiliary = _aux_loss(self, step_input, sae_out, aux)
+    return _output()(
+        sae_in=step_input.sae_in,
+        sae_out=sae_out,
+        feature_acts=_as_host(self, codes),
+        hidden_pre=_hidden_pre(self, inside),
+        loss=mse + auxiliary,
+        losses={"mse_loss": mse, "auxiliary_reconstruction_loss": auxiliary},
+    )
+
+
+def _aux_loss(self: Any, step_input: Any, sae_out: Tensor, aux: SparseCodes | None) -> Tensor:
+    if aux is None:
+        return sae_out.new_tensor(0.0)
+    if self.cfg.normalize_activations in ("constant_norm_rescale", "layer_norm"):
+        raise ValueError(  # the host's
+            "TopK auxiliary loss does not support activation normalization "
+            f"(normalize_activations={self.cfg.normalize_activations!r})."
+        )
+    residual = (step_input.sae_in - sae_out).detach()
+    recons = self.reshape_fn_out(decode(_unscaled(self, aux), self.W_dec, None), self.d_head)
+    scale = min(int(step_input.dead_neuron_mask.sum()) / (step_input.sae_in.shape[-1] // 2), 1.0)
+    return self.cfg.aux_loss_coefficient * scale * (recons - residual).pow(2).sum(dim=-1).mean()
+
+
+def _aux_selection(self: Any, step_input: Any) -> tuple[TopK, ...]:
+    """The k_aux largest pre-acts of the dead, with their signs; nothing where none is dead."""
+    dead = step_input.dead_neuron_mask
+    n_dead = 0 if dead is None else int(dead.sum())
+    k_aux = min(step_input.sae_in.shape[-1] // 2, n_dead)
+    return (TopK(k_aux, relu=False, among=dead),) if k_aux else ()
+
+
+def _aux_codes(self: Any, step_input: Any, inside: Tensor) -> SparseCodes | None:
+    wanted = _aux_selection(self, step_input)
+    if not wanted:
+        return None
+    if not self.cfg.rescale_acts_by_decoder_norm:
+        return encode(inside, self.W_enc.mT, self.b_enc, wanted[0])
+    with torch.no_grad():
+        norms = self.W_dec.norm(dim=-1)
+        chosen = encode(inside, self.W_enc.mT * norms[:, None], self.b_enc * norms, wanted[0])
+    return kinds.rescaled(self, inside, chosen)
+
+
+def _unscaled(self: Any, codes: SparseCodes) -> SparseCodes:
+    if not self.cfg.rescale_acts_by_decoder_norm:
+        return codes
+    return codes.with_values(codes.values * (1 / self.W_dec.norm(dim=-1))[codes.indices.long()])
+
+
+def _as_host(self: Any, codes: SparseCodes) -> Tensor:
+    """Dense acts; torch's sparse ones where the SAE was asked for them."""
+    if not getattr(self.activation_fn, "use_sparse_activations", False):
+        return dense_acts(codes)
+    places = torch.stack([codes.rows(), codes.indices.flatten().long()])
+    shape = (codes.n_rows, codes.d_sae)
+    sparse = torch.sparse_coo_tensor(places, codes.values.flatten(), shape, check_invariants=False)
+    return sparse.reshape(*codes.lead_shape, codes.d_sae) if len(codes.lead_shape) != 1 else sparse
+
+
+def _hidden_pre(self: Any, inside: Tensor) -> Callable[[], Tensor]:
+    W_enc, b_enc, W_dec = self.W_enc, self.b_enc, self.W_dec
+    rescale = self.cfg.rescale_acts_by_decoder_norm
+
+    def compute() -> Tensor:
+        dense = inside @ W_enc + b_enc
+        return dense * W_dec.norm(dim=-1) if rescale else dense
+
+    return compute
+
+
+_outputs: dict[type, type] = {}
+
+
+def _output() -> Any:
+    """The host's TrainStepOutput, whose `hidden_pre` is computed when somebody reads it."""
+    base = vars(sys.modules["sae_lens.saes.sae"])["TrainStepOutput"]
+    if base not in _outputs:
+
+        class TrainStepOutput(base):
+            """As SAELens has it."""
+
+            @property
+            def hidden_pre(self) -> Tensor:
+                """(…, d_sae) pre-acts."""
+                if not isinstance(self._hidden_pre, Tensor):
+                    self._hidden_pre = self._hidden_pre()
+                return self._hidden_pre
+
+            @hidden_pre.setter
+            def hidden_pre(self, value: Any) -> None:
+                self._hidden_pre = value
+
+        _outputs[base] = TrainStepOutput
+    return _outputs[base]

@@ -1,0 +1,169 @@
+"""SAELens' SAEs and transcoders: TopK, BatchTopK, Matryoshka, JumpReLU, standard, gated.
+
+`encode` still returns dense acts, which remember their codes, so that `decode` is sparse; `forward` and the training
+pass of the top-k family never make them, unless their result holds them. Wherever somebody listens at
+`hook_sae_acts_pre` or `hook_sae_acts_post`, or the error term is on, the host's own path runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..codes import SparseCodes
+from ..ops import decode
+from . import _sae_lens_codes as codes_of_kind
+from ._acts import codes_of, dense_acts
+from ._sae_lens_training import batch_topk_pass, matryoshka_pass, topk_pass
+from ._swap import host, swap
+from ._versions import class_name, outside
+
+Codes = Callable[[Any, Tensor], SparseCodes]
+MODULE = "sae_lens.saes."
+
+
+def _only_topk(self: Any, inside: Tensor) -> SparseCodes:
+    return codes_of_kind.topk(self, inside)[0]
+
+
+# class → how it encodes
+INFERENCE: Mapping[str, Codes] = {
+    "standard_sae:StandardSAE": codes_of_kind.relu,
+    "jumprelu_sae:JumpReLUSAE": codes_of_kind.jumprelu,
+    "gated_sae:GatedSAE": codes_of_kind.gated,
+    "topk_sae:TopKSAE": _only_topk,
+    "transcoder:Transcoder": codes_of_kind.relu,
+    "transcoder:SkipTranscoder": codes_of_kind.relu,
+    "transcoder:JumpReLUTranscoder": codes_of_kind.jumprelu,
+    "transcoder:JumpReLUSkipTranscoder": codes_of_kind.jumprelu,
+}
+# class → how it encodes, and its training pass
+TRAINING: Mapping[str, tuple[Codes, Callable[..., Any]]] = {
+    "topk_sae:TopKTrainingSAE": (_only_topk, topk_pass),
+    "batchtopk_sae:BatchTopKTrainingSAE": (codes_of_kind.batch_topk, batch_topk_pass),
+    "matryoshka_batchtopk_sae:MatryoshkaBatchTopKTrainingSAE": (codes_of_kind.batch_topk, matryoshka_pass),
+}
+CLASSES = tuple(MODULE + name for name in (*INFERENCE, *TRAINING))
+# what a class uses for its activation; anything else was put there by somebody
+_ACTIVATIONS = ("ReLU", "TopK", "BatchTopK")
+
+
+def why_not(module: nn.Module) -> str | None:
+    """None for the classes above, of a known version, with the activation they were built with."""
+    name = class_name(module)
+    if not name.startswith(MODULE) or name not in CLASSES:
+        return f"{name} is none of {', '.join(known.rpartition(':')[2] for known in CLASSES)}"
+    if reason := outside("sae-lens", (6, 20), (7,)):
+        return reason
+    activation = type(getattr(module, "activation_fn", None)).__name__
+    if activation not in _ACTIVATIONS:
+        return f"activation_fn is a {activation}, expected {' or '.join(_ACTIVATIONS)}"
+    return None
+
+
+def apply(module: nn.Module) -> Callable[[], None]:
+    """Replace encode, decode, forward, and the training pass where there is one."""
+    return swap(module, _METHODS[class_name(module).removeprefix(MODULE)])
+
+
+def quiet(self: Any) -> bool:
+    """Whether nobody looks at, or changes, what is between encoder and decoder."""
+    return not any(_heard(getattr(self, name)) for name in ("hook_sae_acts_pre", "hook_sae_acts_post"))
+
+
+def _heard(point: nn.Module) -> bool:
+    return bool(point._forward_hooks or point._forward_pre_hooks or point._backward_hooks or point._backward_pre_hooks)
+
+
+def _sparse_wanted(self: Any) -> bool:
+    """The host was asked for torch's sparse acts."""
+    return bool(getattr(self.activation_fn, "use_sparse_activations", False))
+
+
+def _make_encode(codes: Codes) -> Callable[..., Any]:
+    def encode(self: Any, x: Tensor) -> Tensor:
+        """Dense acts, as the host's, that remember their codes."""
+        if not quiet(self) or _sparse_wanted(self):
+            return host(self).encode(self, x)
+        return self.hook_sae_acts_post(dense_acts(codes(self, self.process_sae_in(x))))
+
+    return encode
+
+
+def _decode(self: Any, feature_acts: Tensor) -> Tensor:
+    """From the codes that the acts remember; the host's own path for any others."""
+    codes = codes_of(feature_acts)
+    return host(self).decode(self, feature_acts) if codes is None else decode_codes(self, codes)
+
+
+def decode_codes(self: Any, codes: SparseCodes) -> Tensor:
+    """As the host's decode, with its hooks, normalisation and reshaping."""
+    out = self.hook_sae_recons(decode(_unscaled(self, codes), self.W_dec, self.b_dec))
+    if not isinstance_of(self, "transcoder:Transcoder"):
+        out = self.reshape_fn_out(self.run_time_activation_norm_fn_out(out), self.d_head)
+    return out
+
+
+def _unscaled(self: Any, codes: SparseCodes) -> SparseCodes:
+    """Acts over ‖W_dec_i‖, where the SAE rescales them."""
+    if not getattr(self.cfg, "rescale_acts_by_decoder_norm", False):
+        return codes
+    return codes.with_values(codes.values * (1 / self.W_dec.norm(dim=-1))[codes.indices.long()])
+
+
+def isinstance_of(self: Any, name: str) -> bool:
+    """Whether a class of SAELens, by name, is among those of a module."""
+    return any(f"{cls.__module__}:{cls.__qualname__}" == MODULE + name for cls in type(self).__mro__)
+
+
+def _make_forward(codes: Codes) -> Callable[..., Any]:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        """encode and decode without dense acts between them."""
+        if not quiet(self) or getattr(self, "use_error_term", False) or _sparse_wanted(self):
+            return host(self).forward(self, x)
+        return self.hook_sae_output(decode_codes(self, codes(self, self.process_sae_in(x))))
+
+    return forward
+
+
+def _make_transcoder_forward(codes: Codes, skip: bool) -> Callable[..., Any]:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        """encode and decode without dense acts between them, and the skip."""
+        if not quiet(self):
+            return host(self).forward(self, x)
+        out = decode_codes(self, codes(self, self.process_sae_in(x)))
+        return out + x @ self.W_skip.T.to(x.device) if skip else out
+
+    return forward
+
+
+def _make_pass(codes: Codes, training_pass: Callable[..., Any]) -> Callable[..., Any]:
+    def training_forward_pass(self: Any, step_input: Any) -> Any:
+        """Loss and its terms as the host's; `hidden_pre` is computed when it is read."""
+        if not quiet(self) or self.use_error_term:
+            return host(self).training_forward_pass(self, step_input)
+        return training_pass(self, step_input)
+
+    return training_forward_pass
+
+
+def _inference_methods(name: str, codes: Codes) -> dict[str, Callable[..., Any]]:
+    forward = _make_forward(codes)
+    if name.startswith("transcoder:"):
+        forward = _make_transcoder_forward(codes, "Skip" in name)
+    return {"encode": _make_encode(codes), "decode": _decode, "forward": forward}
+
+
+_METHODS: dict[str, dict[str, Callable[..., Any]]] = {
+    name: _inference_methods(name, codes) for name, codes in INFERENCE.items()
+} | {
+    name: {
+        "encode": _make_encode(codes),
+        "decode": _decode,
+        "forward": _make_forward(codes),
+        "training_forward_pass": _make_pass(codes, training_pass),
+    }
+    for name, (codes, training_pass) in TRAINING.items()
+}
