@@ -49,8 +49,8 @@ class GatedCoder(Penalised):
 
     At the start: unit rows in random directions in W_dec, the same in W_enc; r_mag, b_mag, b_gate = 0.
 
-    Memory: 8 bytes for each latent whose gate is open (half of them at the start), as for `relu`; then π in 4 bytes
-    more, and while gradients are computed up to five numbers of 4 bytes.
+    Memory: 8 bytes for each latent whose gate is open (half of them at the start, as for `relu`) and 4 more for π; at
+    the peak of a step, in the backward, about 36.
 
     Source: arXiv 2404.16014.
     """

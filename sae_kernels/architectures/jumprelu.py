@@ -94,11 +94,11 @@ class JumpReLUCoder(Penalised):
     log_theta stays float32 whatever the other weights are, and under autocast: in bfloat16 a step of 1e-3 is lost.
     With 16-bit values ε is at least four of their steps around θ (see `_straight_through.window`).
 
-    Memory, "l0" and "quadratic": 12 bytes for each pair with z > θ − ε/2 (index, z, f), and about 40 while gradients
-    are computed. Where θ starts as small as in the paper, half of all pairs are such, as for `relu`.
+    Memory, "l0" and "quadratic": 12 bytes for each pair with z > θ − ε/2 (index, z, f); at the peak of a step, in the
+    backward, about 54. Where θ starts as small as in the paper, half of all pairs are such, as for `relu`.
     "tanh" is dense by definition (every z < θ counts), and its ε = 2 wide: both are computed some latents at a time,
-    with z computed again in the backward. Peak: about 100 MiB of scratch whatever N and d_sae, and 8 bytes for each
-    pair with z > θ. Time: five dense products of the size x W_encᵀ beside the encoder's own.
+    with z computed again in the backward. Peak: about 150 MiB of scratch whatever N and d_sae, and some 33 bytes for
+    each pair with z > θ. Time: five dense products of the size x W_encᵀ beside the encoder's own.
 
     At the start: unit rows in random directions in W_dec ("tanh": of norm 0.1, as in `relu`), the same in W_enc, and
     b_enc such that pre-acts are W_enc (x − b_dec): 0 in the paper, where b_dec starts at 0.

@@ -44,10 +44,10 @@ class ReLUCoder(Penalised):
     parallel part of the gradient removed), W_enc = W_decᵀ (the same rows), and b_enc such that pre-acts are
     W_enc (x − b_dec): 0 in the source, where b_dec starts at 0.
 
-    Memory: an active latent of a token takes 8 bytes (value and index), 6 in 16 bits, and 4 bytes twice more while the
-    penalty is computed. At the start half of all latents are active: then codes take as much as dense float32 acts
-    would. Products with codes so full are done as chunked GEMMs where the cost model finds these faster (backend
-    `dense`); no backend is then to be pinned.
+    Memory: an active latent of a token takes 8 bytes (value and index), 6 in 16 bits; at the peak of a step, in the
+    backward, about 33. At the start half of all latents are active: then codes take as much as dense float32 acts
+    would, and a step several times that. Products with codes so full are done as chunked GEMMs where the cost model
+    finds these faster (backend `dense`); no backend is then to be pinned.
 
     Source: Anthropic, Circuits Updates April 2024, "Update on how we train SAEs"; Bricken et al., Towards
     Monosemanticity (2023).
