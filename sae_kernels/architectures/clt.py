@@ -35,7 +35,7 @@ class CLTConfig(LayersConfig):
     d_target: int | None = field(default=None, kw_only=True)
     tanh_scale: float = field(default=4.0, kw_only=True)
     bandwidth: float = field(default=0.06, kw_only=True)
-    threshold_init: float = field(default=0.06, kw_only=True)
+    threshold_init: float = field(default=1.0, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -76,8 +76,8 @@ class CrossLayerTranscoder(Penalised):
     is at least four of their steps around θ.
 
     Memory: 8 bytes for each pair with z > θ − ε/2, about four times over, and while gradients are computed about six
-    numbers of 4 bytes; with a small θ half of all pairs are such at the start. The reconstruction is summed in
-    float32, in place.
+    numbers of 4 bytes. Where θ starts at one spread of the pre-acts 16 % of all pairs are such, with a small θ half of
+    them. The reconstruction is summed in float32, in place.
 
     At the start: rows of W_enc are unit vectors in random directions, and b_enc such that pre-acts are E^l (x^l − x̄^l);
     decoders are 0 and b_dec is the target's mean, so that training starts from the mean as its prediction. (With

@@ -286,7 +286,7 @@ def planted(n: int, seed: int) -> tuple[Tensor, Tensor]:
         ("transcoder", 0.02, 0.05, 12),
         ("skip_transcoder", 0.02, 0.05, 7),
         ("crosscoder", 0.1, 0.08, 14),
-        ("clt", 0.02, 0.15, 9),
+        ("clt", 0.02, 0.2, 5),
     ],
 )
 def test_it_learns_and_becomes_sparse(kind: str, coefficient: float, most_fvu: float, most_l0: float) -> None:
@@ -319,7 +319,7 @@ def test_it_learns_and_becomes_sparse(kind: str, coefficient: float, most_fvu: f
         optimiser.step()
         coder.after_step()
     after, l0 = measure()
-    assert l0_before == pytest.approx(M / 2, rel=0.15)
+    assert l0_before == pytest.approx(M * (0.16 if kind == "clt" else 0.5), rel=0.2)  # P(z > σ), P(z > 0)
     assert before > 0.9
     assert after < most_fvu, (after, l0)
     assert l0 < most_l0, (after, l0)
