@@ -39,6 +39,19 @@ struct Segment {
     row[count] = r;
     weight[count++] = w;
   }
+  // To a segment without any: slots [begin, end), at most kSlots. An empty one's place is taken by the next.
+  SK_INLINE void add_all(const T* values, const int32_t* indices, int64_t begin, int64_t end, const sk_matrix& m) {
+    const T* data = static_cast<const T*>(m.data);
+    const int64_t stride = m.stride;
+    int kept = 0;
+    for (int64_t slot = begin; slot < end; ++slot) {
+      const float value = to_float(values[slot]);
+      row[kept] = data + indices[slot] * stride;
+      weight[kept] = value;
+      kept += value != 0;
+    }
+    count = kept;
+  }
 };
 
 // Where sums rest between two visits: pairs as load_pair<T> splits them, then what is left of d in order.

@@ -15,11 +15,9 @@ struct SpmmSource {
     const int64_t begin = row_begin(codes, row), end = row_end(codes, row);
     if (slot < begin) slot = begin;
     s.start(row_of<T>(out, row), slot == begin);
-    const T* values = static_cast<const T*>(codes.values);
-    for (; slot < end && s.count < kSlots; ++slot) {
-      const float value = to_float(values[slot]);
-      if (value != 0) s.add(row_of<T>(w, codes.indices[slot]), value);
-    }
+    const int64_t stop = slot + kSlots < end ? slot + kSlots : end;
+    s.add_all(static_cast<const T*>(codes.values), codes.indices, slot, stop, w);
+    slot = stop;
     s.last = slot == end;
     if (s.last) ++row;
     return true;
