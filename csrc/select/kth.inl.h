@@ -14,6 +14,7 @@ struct Keys {
   const Lane* data;
   int64_t whole;  // lanes in full vectors
   Vector<Lane> tail, in_tail;
+  uint64_t tail_bits;
 
   Keys(const Lane* p, int64_t n) : data(p), whole(n - n % kLanes<Lane>) {
     Lane rest[kLanes<Lane>] = {}, used[kLanes<Lane>] = {};
@@ -23,6 +24,7 @@ struct Keys {
     }
     tail = Map::keys(load<Vector<Lane>>(rest));
     in_tail = load<Vector<Lane>>(used);
+    tail_bits = (uint64_t(1) << (n - whole)) - 1;
   }
   Vector<Lane> at(int64_t i) const { return Map::keys(load<Vector<Lane>>(data + i)); }
 };
@@ -39,8 +41,17 @@ struct FromBits {
 
 template <class Lane, class Map>
 inline int64_t count_at_least(const Keys<Lane, Map>& keys, Lane threshold) {
-  constexpr int64_t kStrip = int64_t(kLanes<Lane>) << 13;  // a 16-bit lane counts this far
   const Vector<Lane> t = splat<Lane>(threshold);
+#if SK_COUNTS_LANES
+  int64_t i = 0, total = ones(at_least(keys.tail, t) & keys.tail_bits), other = 0;
+  for (; i + 2 * kLanes<Lane> <= keys.whole; i += 2 * kLanes<Lane>) {
+    total += number_at_least(keys.at(i), t);
+    other += number_at_least(keys.at(i + kLanes<Lane>), t);
+  }
+  if (i < keys.whole) total += number_at_least(keys.at(i), t);
+  return total + other;
+#else
+  constexpr int64_t kStrip = int64_t(kLanes<Lane>) << 13;  // a 16-bit lane counts this far
   int64_t total = 0;
   Vector<Lane> count = (keys.tail >= t) & keys.in_tail;  // true is -1: counts run downwards
   for (int64_t i = 0; i < keys.whole;) {
@@ -59,12 +70,14 @@ inline int64_t count_at_least(const Keys<Lane, Map>& keys, Lane threshold) {
   }
   for (int l = 0; l < kLanes<Lane>; ++l) total -= count[l];
   return total;
+#endif
 }
 
 template <class Lane>
 struct Kth {
   Lane key;
   int64_t count;  // of keys that reach it
+  Lane greatest;  // key of all
 };
 
 // A key that at least `least` of the n keys reach and, ties permitting, at most `most`; the greatest such key
@@ -90,6 +103,7 @@ inline Kth<Lane> kth(const Keys<Lane, Map>& keys, int64_t n, int64_t least, int6
     if (low[l] < lo) lo = low[l];
     if (high[l] > hi) hi = high[l];
   }
+  const Lane greatest = Lane(hi);
   ++hi;  // every key reaches lo, none hi
   int64_t reached = n;
   while (reached > most && hi - lo > 1) {
@@ -102,7 +116,7 @@ inline Kth<Lane> kth(const Keys<Lane, Map>& keys, int64_t n, int64_t least, int6
       hi = middle;
     }
   }
-  return {Lane(lo), reached};
+  return {Lane(lo), reached, greatest};
 }
 
 }  // namespace sel

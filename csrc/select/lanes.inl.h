@@ -120,6 +120,19 @@ inline bool any(Vector<int16_t> m) { return any((Vector<int32_t>)m); }
 
 inline int ones(uint64_t bits) { return __builtin_popcountll(bits); }
 
+// How many lanes of a are at least those of b, where that takes a few instructions.
+#if defined(__AVX2__)
+#define SK_COUNTS_LANES 1
+template <class V>
+inline int64_t number_at_least(V a, V b) {
+#if defined(__AVX512BW__)
+  return ones(at_least(a, b));
+#else
+  return __builtin_popcount(uint32_t(_mm256_movemask_epi8((__m256i)(a >= b)))) / int(sizeof(a[0]));
+#endif
+}
+#endif
+
 // Stores the lanes of v named by bits next to each other; returns how many.
 inline int compress(int32_t* out, Vector<int32_t> v, uint64_t bits) {
 #if defined(__AVX512BW__)
