@@ -62,6 +62,16 @@ def fold_autoencoder(W_enc: Tensor, W_dec: Tensor, b_dec: Tensor, input: Affine)
 
 
 @torch.no_grad()
+def fold_subtracting(W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor, input: Affine, target: Affine) -> None:
+    """As `fold_autoencoder`, where input and target differ: W (x − b) + c = W x + (c − W b), folded and written back
+    with the decoder's new bias; in place."""
+    b_enc.sub_((W_enc.double() @ b_dec.double()).to(b_enc.dtype))
+    fold_encoder(W_enc, b_enc, input)
+    fold_decoder(W_dec, b_dec, target)
+    b_enc.add_((W_enc.double() @ b_dec.double()).to(b_enc.dtype))
+
+
+@torch.no_grad()
 def rescale_latents(factor: float, encoder: tuple[Tensor, ...], W_dec: Tensor) -> None:
     """f ↦ factor · f, in place: every tensor that pre-acts are linear in (W_enc, b_enc, θ) times factor > 0, W_dec over
     it. A ReLU and a choice of the largest are the same afterwards; with factor = 1 / `common_scale` a folded decoder is

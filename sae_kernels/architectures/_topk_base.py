@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from ..codes import SparseCodes
 from ..ops import Selection, TopK, encode
-from ._affine import Affine, fold_autoencoder, rescale_latents
+from ._affine import Affine, fold_autoencoder, fold_decoder, fold_encoder, rescale_latents
 from ._base import Loss
+from ._centre import centre_pre_acts
 from ._k_schedule import KConfig, KScheduled
 from ._rows import unit_rows
 from ._topk_loss import auxk
@@ -20,11 +21,13 @@ from ._topk_loss import auxk
 @dataclass(frozen=True)
 class TopKBaseConfig(KConfig):
     """As `KConfig`; `k_aux` dead latents fit the residual (None: d_in / 2, at most d_sae), weighted by
-    `auxk_coefficient` (0: off); `normalize_decoder` keeps the rows of W_dec at norm 1."""
+    `auxk_coefficient` (0: off); `normalize_decoder` keeps the rows of W_dec at norm 1; `subtract_b_dec`: the encoder
+    reads x − b_dec."""
 
     k_aux: int | None = None
     auxk_coefficient: float = 1 / 32
     normalize_decoder: bool = True
+    subtract_b_dec: bool = field(default=True, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -32,6 +35,7 @@ class TopKBaseConfig(KConfig):
             self.require_k("k_aux")
         self.require_not_negative("auxk_coefficient")
         self.require_bool("normalize_decoder")
+        self.require_bool("subtract_b_dec")
 
     @property
     def aux_width(self) -> int:
@@ -62,8 +66,20 @@ class TopKBase(KScheduled):
         return directions.clone()
 
     def encoder_input(self, x: Tensor) -> Tensor:
-        """What W_enc is applied to: the input with the decoder's bias taken off."""
-        return self.check_input(x) - self.b_dec
+        """What W_enc is applied to: the input with the decoder's bias taken off, unless `subtract_b_dec` says no."""
+        x = self.check_input(x)
+        return x - self.b_dec if self.config.subtract_b_dec else x
+
+    @torch.no_grad()
+    def initialise(self, x: Tensor, target: Tensor) -> None:
+        """b_dec, and b_enc to match."""
+        super().initialise(x, target)
+        self._centre_encoder(x)
+
+    def _centre_encoder(self, x: Tensor) -> None:
+        """An encoder that reads x itself begins as one that reads x − b_dec."""
+        if not self.config.subtract_b_dec:
+            centre_pre_acts(self.W_enc, self.b_enc, self.b_dec)
 
     def selections(self) -> tuple[Selection, ...]:
         """What training keeps of the pre-acts; the codes of the first are the batch's codes."""
@@ -93,7 +109,11 @@ class TopKBase(KScheduled):
 
     def fold(self, input: Affine, target: Affine) -> None:
         """See `SparseCoder.fold`."""
-        fold_autoencoder(self.W_enc, self.W_dec, self.b_dec, input)
+        if self.config.subtract_b_dec:
+            fold_autoencoder(self.W_enc, self.W_dec, self.b_dec, input)
+        else:
+            fold_encoder(self.W_enc, self.b_enc, input)
+            fold_decoder(self.W_dec, self.b_dec, target)
         if scale := input.common_scale():
             rescale_latents(1 / scale, self.linear_in_latents(), self.W_dec)
 

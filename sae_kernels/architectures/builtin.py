@@ -47,4 +47,9 @@ def sae_kernels_architectures() -> list[Architecture]:
             "JumpReLU sparse autoencoder: L0, quadratic or tanh penalty (2407.14435, Anthropic 2025)",
             f"{here}.jumprelu:JumpReLUCoder",
         ),
+        Architecture(
+            "jumprelu_transcoder",
+            "transcoder with JumpReLU, optional linear skip (Gemma Scope 2)",
+            f"{here}.jumprelu_transcoder:JumpReLUTranscoder",
+        ),
     ]

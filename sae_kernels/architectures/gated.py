@@ -12,8 +12,9 @@ from torch.autograd.function import once_differentiable
 from .. import settings
 from ..codes import SparseCodes
 from ..ops import Threshold, decode, encode
-from ._affine import Affine, fold_autoencoder, rescale_latents
+from ._affine import Affine, fold_autoencoder, fold_decoder, fold_encoder, rescale_latents
 from ._base import CoderConfig, Loss
+from ._centre import centre_pre_acts
 from ._penalty import Penalised, PenaltyConfig
 from ._rows import unit_rows
 from ._slots import at_slots, latent_sums
@@ -23,13 +24,15 @@ from ._sums import l1, row_norms, squared_error, wide
 @dataclass(frozen=True)
 class GatedConfig(PenaltyConfig):
     """`normalize_decoder` keeps the rows of W_dec at norm 1, as the paper has it; without, the penalty counts each
-    gate with ‖d_i‖."""
+    gate with ‖d_i‖. `subtract_b_dec`: the encoder reads x − b_dec."""
 
     normalize_decoder: bool = True
+    subtract_b_dec: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_bool("normalize_decoder")
+        self.require_bool("subtract_b_dec")
 
 
 class GatedCoder(Penalised):
@@ -72,8 +75,17 @@ class GatedCoder(Penalised):
         self.b_dec = nn.Parameter(torch.zeros(config.d_in))
 
     def encoder_input(self, x: Tensor) -> Tensor:
-        """What W_enc is applied to: the input with the decoder's bias taken off."""
-        return self.check_input(x) - self.b_dec
+        """What W_enc is applied to: the input with the decoder's bias taken off, unless `subtract_b_dec` says no."""
+        x = self.check_input(x)
+        return x - self.b_dec if self.config.subtract_b_dec else x
+
+    @torch.no_grad()
+    def initialise(self, x: Tensor, target: Tensor) -> None:
+        """b_dec, and where it is not subtracted the biases to match."""
+        super().initialise(x, target)
+        if not self.config.subtract_b_dec:
+            centre_pre_acts(self.W_enc, self.b_gate, self.b_dec)
+            centre_pre_acts(self.W_enc, self.b_mag, self.b_dec)
 
     def encode(self, x: Tensor) -> SparseCodes:
         """x (…, d_in) → ragged codes of the open gates; where the magnitude is 0 the slot is empty."""
@@ -104,7 +116,14 @@ class GatedCoder(Penalised):
 
     def fold(self, input: Affine, target: Affine) -> None:
         """See `SparseCoder.fold`."""
-        fold_autoencoder(self.W_enc, self.W_dec, self.b_dec, input)
+        if self.config.subtract_b_dec:
+            fold_autoencoder(self.W_enc, self.W_dec, self.b_dec, input)
+        else:
+            fold_encoder(self.W_enc, self.b_gate, input)
+            with torch.no_grad():
+                shift = self.W_enc.double() @ input.to(self.W_enc).mean.double()
+                self.b_mag.sub_((self.r_mag.double().exp() * shift).to(self.b_mag.dtype))
+            fold_decoder(self.W_dec, self.b_dec, target)
         if scale := input.common_scale():
             rescale_latents(1 / scale, (self.W_enc, self.b_gate, self.b_mag), self.W_dec)
 

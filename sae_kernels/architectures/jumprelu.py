@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..codes import SparseCodes
 from ..errors import ConfigError
 from ..ops import Threshold, encode
-from ._affine import Affine, fold_decoder, fold_encoder, rescale_latents
+from ._affine import Affine, fold_autoencoder, fold_decoder, fold_encoder, rescale_latents
 from ._base import CoderConfig, Loss
 from ._centre import centre_pre_acts
 from ._dense_terms import dense_terms
@@ -39,7 +39,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {"l0": PAPER, "quadratic": PAPER, "tanh": 
 class JumpReLUConfig(PenaltyConfig):
     """`sparsity_loss` with its own keys (`l0_target`; `tanh_scale` c and `pre_act_coefficient` λ_p), and two numbers in
     units of the root mean square of the inputs' features (1 after `normalize`): `bandwidth` ε and `threshold_init`;
-    `normalize_decoder` keeps the rows of W_dec at norm 1. None becomes the default of the loss, see `DEFAULTS`."""
+    `normalize_decoder` keeps the rows of W_dec at norm 1. None becomes the default of the loss, see `DEFAULTS`.
+    `subtract_b_dec`: the encoder reads x − b_dec."""
 
     sparsity_loss: Literal["l0", "tanh", "quadratic"] = "l0"
     l0_target: float | None = None
@@ -48,6 +49,7 @@ class JumpReLUConfig(PenaltyConfig):
     bandwidth: float | None = None
     threshold_init: float | None = None
     normalize_decoder: bool | None = None
+    subtract_b_dec: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,6 +70,7 @@ class JumpReLUConfig(PenaltyConfig):
         if self.pre_act_coefficient is not None:
             self.require_not_negative("pre_act_coefficient")
         self.require_bool("normalize_decoder")
+        self.require_bool("subtract_b_dec")
 
 
 class JumpReLUCoder(Penalised):
@@ -146,7 +149,8 @@ class JumpReLUCoder(Penalised):
         """b_dec, b_enc to match, and what ε and θ are measured in: the root mean square of x − b_dec in the first batch
         (1 if that is 0)."""
         super().initialise(x, target)
-        centre_pre_acts(self.W_enc, self.b_enc, self.b_dec)
+        if not self.config.subtract_b_dec:
+            centre_pre_acts(self.W_enc, self.b_enc, self.b_dec)
         rms = (x - self.b_dec.to(x.dtype)).to(self.input_rms.dtype).square().mean().sqrt()
         self.input_rms.copy_(torch.where(rms > 0, rms, 1.0))
         self.log_theta.fill_(math.log(self.config.threshold_init * float(self.input_rms)))
@@ -155,16 +159,18 @@ class JumpReLUCoder(Penalised):
     def resample(self, latents: Tensor, x: Tensor, target: Tensor, *, living: Tensor) -> None:
         """See `SparseCoder.resample`. The encoder rows are of x − b_dec, and θ starts anew as many of their pre-acts'
         spreads, ‖w_i‖ `input_rms`, above 0 as it did at first."""
-        super().resample(latents, x - self.b_dec.to(x.dtype), target, living=living)
+        centred = x if self.config.subtract_b_dec else x - self.b_dec.to(x.dtype)  # `encoder_input` does the rest
+        super().resample(latents, centred, target, living=living)
         rows = self.W_enc[latents]
-        self.b_enc[latents] = -(rows @ self.b_dec)
+        self.b_enc[latents] = 0.0 if self.config.subtract_b_dec else -(rows @ self.b_dec)
         norms = rows.to(self.log_theta.dtype).norm(dim=1)
         spreads = self.input_rms * torch.where(norms > 0, norms, 1.0)
         self.log_theta[latents] = (self.config.threshold_init * spreads).log()
 
     def encoder_input(self, x: Tensor) -> Tensor:
-        """What W_enc is applied to: x itself."""
-        return self.check_input(x)
+        """What W_enc is applied to: x itself, with `subtract_b_dec` the decoder's bias taken off."""
+        x = self.check_input(x)
+        return x - self.b_dec if self.config.subtract_b_dec else x
 
     def encode(self, x: Tensor) -> SparseCodes:
         """x (…, d_in) → ragged codes, all of them above their thresholds."""
@@ -180,6 +186,7 @@ class JumpReLUCoder(Penalised):
         lowest = theta.detach() - epsilon / 2
         pre_acts = encode(self.encoder_input(x), self.W_enc, self.b_enc, Threshold(lowest))
         codes, reconstruction, l0 = jump(pre_acts, theta, epsilon, self.W_dec, self.b_dec)
+        reconstruction = self._completed(reconstruction, x)
         error = squared_error(reconstruction, target)
         parts = {"mse": error.detach(), "l0": l0.detach()}
         penalty = l0
@@ -203,10 +210,15 @@ class JumpReLUCoder(Penalised):
             self.config.tanh_scale,
         )
         n = max(1, len(x))
-        error, tanh, pre_act = squared_error(terms.reconstruction, target), terms.tanh / n, terms.pre_act / n
+        reconstruction = self._completed(terms.reconstruction, x)
+        error, tanh, pre_act = squared_error(reconstruction, target), terms.tanh / n, terms.pre_act / n
         parts = {"mse": error.detach(), "tanh": tanh.detach(), "pre_act": pre_act.detach()}
         total = error + self.sparsity * tanh + self.config.pre_act_coefficient * pre_act
-        return Loss(total, parts, codes, terms.reconstruction)
+        return Loss(total, parts, codes, reconstruction)
+
+    def _completed(self, decoded: Tensor, x: Tensor) -> Tensor:
+        """The reconstruction from decoded codes: a place to add what x itself says."""
+        return decoded
 
     def _epsilon(self, x: Tensor, theta: Tensor) -> Tensor:
         """ε of each latent."""
@@ -217,8 +229,11 @@ class JumpReLUCoder(Penalised):
     @torch.no_grad()
     def fold(self, input: Affine, target: Affine) -> None:
         """See `SparseCoder.fold`."""
-        fold_encoder(self.W_enc, self.b_enc, input)
-        fold_decoder(self.W_dec, self.b_dec, target)
+        if self.config.subtract_b_dec:
+            fold_autoencoder(self.W_enc, self.W_dec, self.b_dec, input)
+        else:
+            fold_encoder(self.W_enc, self.b_enc, input)
+            fold_decoder(self.W_dec, self.b_dec, target)
         if scale := target.common_scale():
             rescale_latents(1 / scale, (self.W_enc, self.b_enc, self.input_rms), self.W_dec)
             self.log_theta.sub_(math.log(scale))

@@ -23,13 +23,18 @@ INITIAL_NORM = {"april_2024": 0.1, "2023": 1.0}  # of the rows of W_dec
 
 @dataclass(frozen=True)
 class ReLUConfig(PenaltyConfig):
-    """`variant`: "april_2024" (free decoder norms, which the penalty counts in) or "2023" (unit norms, pre-bias)."""
+    """`variant`: "april_2024" (free decoder norms, which the penalty counts in) or "2023" (unit norms, pre-bias).
+    `subtract_b_dec`: the encoder reads x − b_dec; None becomes what the variant does."""
 
     variant: Literal["april_2024", "2023"] = "april_2024"
+    subtract_b_dec: bool | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_choice("variant", VARIANTS)
+        if self.subtract_b_dec is None:
+            object.__setattr__(self, "subtract_b_dec", self.variant == "2023")  # once, before anybody has seen it
+        self.require_bool("subtract_b_dec")
 
 
 class ReLUCoder(Penalised):
@@ -69,21 +74,22 @@ class ReLUCoder(Penalised):
         self.b_dec = nn.Parameter(torch.zeros(config.d_in))
 
     def encoder_input(self, x: Tensor) -> Tensor:
-        """What W_enc is applied to: x itself, in the form of 2023 with the decoder's bias taken off."""
+        """What W_enc is applied to: x itself, in the form of 2023 with the decoder's bias taken off, unless
+        `subtract_b_dec` says otherwise."""
         x = self.check_input(x)
-        return x if self.free_norms else x - self.b_dec
+        return x - self.b_dec if self.config.subtract_b_dec else x
 
     @torch.no_grad()
     def initialise(self, x: Tensor, target: Tensor) -> None:
         """b_dec, and b_enc to match."""
         super().initialise(x, target)
-        if self.free_norms:
+        if not self.config.subtract_b_dec:
             centre_pre_acts(self.W_enc, self.b_enc, self.b_dec)
 
     @torch.no_grad()
     def resample(self, latents: Tensor, x: Tensor, target: Tensor, *, living: Tensor) -> None:
         """See `SparseCoder.resample`. The encoder rows are of x − b_dec in both forms."""
-        if not self.free_norms:
+        if self.config.subtract_b_dec:
             return super().resample(latents, x, target, living=living)
         super().resample(latents, x - self.b_dec.to(x.dtype), target, living=living)
         self.b_enc[latents] = -(self.W_enc[latents] @ self.b_dec)
@@ -104,10 +110,10 @@ class ReLUCoder(Penalised):
 
     def fold(self, input: Affine, target: Affine) -> None:
         """See `SparseCoder.fold`."""
-        if self.free_norms:
+        if self.config.subtract_b_dec:
+            fold_autoencoder(self.W_enc, self.W_dec, self.b_dec, input)
+        else:
             fold_encoder(self.W_enc, self.b_enc, input)
             fold_decoder(self.W_dec, self.b_dec, target)
-        else:
-            fold_autoencoder(self.W_enc, self.W_dec, self.b_dec, input)
         if scale := target.common_scale():
             rescale_latents(1 / scale, (self.W_enc, self.b_enc), self.W_dec)

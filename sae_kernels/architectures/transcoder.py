@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..codes import SparseCodes
 from ..errors import ConfigError
 from ..ops import Threshold, encode
-from ._affine import Affine, fold_decoder, fold_encoder, rescale_latents
+from ._affine import Affine, fold_decoder, fold_encoder, fold_subtracting, rescale_latents
 from ._base import CoderConfig, Loss
 from ._centre import centre, centre_pre_acts
 from ._penalty import ramp
@@ -30,12 +30,15 @@ class TranscoderConfig(TopKConfig):
 
     `activation` "topk" needs `k`. "relu" has no k and no AuxK, but `sparsity_coefficient`, λ, which rises linearly from
     0 over the first `sparsity_warmup_steps` steps. `normalize_decoder` None: true with "relu", false with "topk".
+
+    `subtract_b_dec` makes it an autoencoder that may have a skip: the encoder reads x − b_dec.
     """
 
     k: int | None = None  # pyright: ignore[reportIncompatibleVariableOverride]  (frozen: read only)
     normalize_decoder: bool | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
     d_target: int | None = None
     skip: bool = False
+    subtract_b_dec: bool = field(default=False, kw_only=True)
     activation: Literal["topk", "relu"] = field(default="topk", kw_only=True)
     sparsity_coefficient: float | None = field(default=None, kw_only=True)
     sparsity_warmup_steps: int = field(default=0, kw_only=True)
@@ -50,6 +53,8 @@ class TranscoderConfig(TopKConfig):
         self.require_count("sparsity_warmup_steps")
         if self.d_target is not None:
             self.require_positive("d_target")
+        if self.subtract_b_dec and self.d_out != self.d_in:
+            raise ConfigError(f"subtract_b_dec = True with d_target = {self.d_target}, expected d_in = {self.d_in}")
         if relu:
             for name, unset in OF_TOPK.items():
                 self._require_unset(name, unset)
@@ -106,16 +111,13 @@ class Transcoder(TopKCoder):
         shape = self.config.d_sae, self.config.d_out
         return torch.zeros(shape) if self.config.activation == "topk" else unit_rows(torch.randn(shape))
 
-    @torch.no_grad()
-    def initialise(self, x: Tensor, target: Tensor) -> None:
-        """b_dec, and with "relu" b_enc."""
-        super().initialise(x, target)
-        if self.config.activation == "relu":
+    def _centre_encoder(self, x: Tensor) -> None:
+        if self.config.activation == "relu" and not self.config.subtract_b_dec:
             centre_pre_acts(self.W_enc, self.b_enc, centre(x, self.config.b_dec_init))
 
     def encoder_input(self, x: Tensor) -> Tensor:
-        """x itself: b_dec lives in the target's space."""
-        return self.check_input(x)
+        """x itself: b_dec lives in the target's space; x − b_dec with `subtract_b_dec`."""
+        return super().encoder_input(x)
 
     def encode(self, x: Tensor) -> SparseCodes:
         """x (…, d_in) → fixed-width codes (…, k); with "relu" ragged ones, all of them positive."""
@@ -147,11 +149,17 @@ class Transcoder(TopKCoder):
     @torch.no_grad()
     def fold(self, input: Affine, target: Affine) -> None:
         """See `SparseCoder.fold`; W_skip s_in (x − μ_in) / s_out goes into W_skip and b_dec."""
-        fold_encoder(self.W_enc, self.b_enc, input)
-        fold_decoder(self.W_dec, self.b_dec, target)
+        if self.config.subtract_b_dec:
+            fold_subtracting(self.W_enc, self.b_enc, self.W_dec, self.b_dec, input, target)
+        else:
+            fold_encoder(self.W_enc, self.b_enc, input)
+            fold_decoder(self.W_dec, self.b_dec, target)
         if self.W_skip is not None:
             inside, outside = input.to(self.W_skip), target.to(self.W_skip)
             self.W_skip.mul_(inside.scale).div_(outside.scale[:, None])
-            self.b_dec.sub_(self.W_skip @ inside.mean.to(self.W_skip))
+            shift = self.W_skip @ inside.mean.to(self.W_skip)
+            self.b_dec.sub_(shift)
+            if self.config.subtract_b_dec:
+                self.b_enc.sub_(self.W_enc @ shift)
         if scale := target.common_scale():
             rescale_latents(1 / scale, (self.W_enc, self.b_enc), self.W_dec)
