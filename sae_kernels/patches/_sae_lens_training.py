@@ -7,7 +7,6 @@ dead latents' pre-acts kept, without variance normalisation, scaled down where f
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from ..codes import SparseCodes
 from ..ops import TopK, decode, encode, prefix_decode
 from . import _sae_lens_codes as kinds
 from ._acts import dense_acts
+from ._later import Later
 from ._swap import host
 
 
@@ -64,7 +64,8 @@ def _finish(self: Any, step_input: Any, inside: Tensor, codes: SparseCodes, aux:
     sae_out = self.reshape_fn_out(self.run_time_activation_norm_fn_out(out), self.d_head)
     mse = self.mse_loss_fn(sae_out, step_input.sae_in).sum(dim=-1).mean()
     auxiliary = _aux_loss(self, step_input, sae_out, aux)
-    return _output()(
+    TrainStepOutput = vars(sys.modules["sae_lens.saes.sae"])["TrainStepOutput"]
+    return TrainStepOutput(
         sae_in=step_input.sae_in,
         sae_out=sae_out,
         feature_acts=_as_host(self, codes),
@@ -124,7 +125,8 @@ def _as_host(self: Any, codes: SparseCodes) -> Tensor:
     return sparse.reshape(*codes.lead_shape, codes.d_sae) if len(codes.lead_shape) != 1 else sparse
 
 
-def _hidden_pre(self: Any, inside: Tensor) -> Callable[[], Tensor]:
+def _hidden_pre(self: Any, inside: Tensor) -> Tensor:
+    """Dense pre-acts, computed if somebody reads them."""
     W_enc, b_enc, W_dec = self.W_enc, self.b_enc, self.W_dec
     rescale = self.cfg.rescale_acts_by_decoder_norm
 
@@ -132,30 +134,4 @@ def _hidden_pre(self: Any, inside: Tensor) -> Callable[[], Tensor]:
         dense = inside @ W_enc + b_enc
         return dense * W_dec.norm(dim=-1) if rescale else dense
 
-    return compute
-
-
-_outputs: dict[type, type] = {}
-
-
-def _output() -> Any:
-    """The host's TrainStepOutput, whose `hidden_pre` is computed when somebody reads it."""
-    base = vars(sys.modules["sae_lens.saes.sae"])["TrainStepOutput"]
-    if base not in _outputs:
-
-        class TrainStepOutput(base):
-            """As SAELens has it."""
-
-            @property
-            def hidden_pre(self) -> Tensor:
-                """(…, d_sae) pre-acts."""
-                if not isinstance(self._hidden_pre, Tensor):
-                    self._hidden_pre = self._hidden_pre()
-                return self._hidden_pre
-
-            @hidden_pre.setter
-            def hidden_pre(self, value: Any) -> None:
-                self._hidden_pre = value
-
-        _outputs[base] = TrainStepOutput
-    return _outputs[base]
+    return Later.of(compute, (*inside.shape[:-1], self.cfg.d_sae), W_enc)

@@ -12,7 +12,7 @@ positive pre-acts is arbitrary there, and here the one with the largest pre-act.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from ..codes import SparseCodes
 from ..errors import ArgumentError
 from ..ops import TopK, encode
 from ._all_slots import decode_all_slots
+from ._later import Later
 from ._swap import host, swap
 from ._versions import class_name, outside
 
@@ -82,19 +83,21 @@ def _make_encode(exact: bool) -> Callable[..., Any]:
             return host(self).encode(self, x)
         inside = x if self.cfg.transcode else x - self.b_dec
         (codes,) = _selected(self, inside, (TopK(self.cfg.k),), exact)
-        return _encoder_output(host(self))(_acts(codes, exact), codes.indices.long(), _pre_acts(self, inside, exact))
+        return _of_host(self, "EncoderOutput")(
+            _acts(codes, exact), codes.indices.long(), _pre_acts(self, inside, exact)
+        )
 
     return encode
 
 
-def _pre_acts(self: Any, inside: Tensor, exact: bool) -> Callable[[], Tensor]:
+def _pre_acts(self: Any, inside: Tensor, exact: bool) -> Tensor:
     weight, bias = self.encoder.weight, self.encoder.bias
 
     def compute() -> Tensor:
         dense = functional.relu(functional.linear(inside, weight, bias))
         return dense if exact else dense.detach()
 
-    return compute
+    return Later.of(compute, (len(inside), self.num_latents), weight)
 
 
 def _decode(self: Any, top_acts: Tensor, top_indices: Tensor) -> Tensor:
@@ -156,7 +159,7 @@ def _forward_pass(
         top_acts, top_indices = _cut(_acts(wide, exact), exact), wide.indices.long()
         sae_out = self.decode(top_acts, top_indices)  # with Multi-TopK, the host returns this one
         multi_topk_fvu = (sae_out - y).pow(2).sum() / total_variance
-    return _forward_output(host(self))(sae_out, top_acts, top_indices, fvu, auxk_loss, multi_topk_fvu)
+    return _of_host(self, "ForwardOutput")(sae_out, top_acts, top_indices, fvu, auxk_loss, multi_topk_fvu)
 
 
 def _cut(acts: Tensor, exact: bool) -> Tensor:
@@ -166,46 +169,8 @@ def _cut(acts: Tensor, exact: bool) -> Tensor:
 
 _encode = {exact: _make_encode(exact) for exact in (True, False)}
 _forward = {exact: _make_forward(exact) for exact in (True, False)}
-_lazy: dict[type, type] = {}
 
 
-def _forward_output(cls: type) -> Any:
-    """The host's `ForwardOutput`."""
-    return vars(sys.modules[cls.__module__])["ForwardOutput"]
-
-
-def _encoder_output(cls: type) -> Any:
-    """The host's `EncoderOutput`, with a third field that is computed when somebody looks at it."""
-    base = vars(sys.modules[cls.__module__])["EncoderOutput"]
-    if base not in _lazy:
-
-        class EncoderOutput(base):
-            """(top_acts, top_indices, pre_acts)."""
-
-            def __new__(cls, top_acts: Tensor, top_indices: Tensor, compute: Callable[[], Tensor]) -> Any:
-                made = base.__new__(cls, top_acts, top_indices, None)
-                made._compute = compute
-                return made
-
-            @property
-            def pre_acts(self) -> Tensor:
-                """(N, d_sae), after the ReLU."""
-                if not isinstance(self._compute, Tensor):
-                    self._compute = self._compute()
-                return self._compute
-
-            def __iter__(self) -> Iterator[Tensor]:
-                yield tuple.__getitem__(self, 0)
-                yield tuple.__getitem__(self, 1)
-                yield self.pre_acts
-
-            def __getitem__(self, place: Any) -> Any:
-                if place in (2, -1):
-                    return self.pre_acts
-                return tuple(self)[place] if isinstance(place, slice) else tuple.__getitem__(self, place)
-
-            def __reduce__(self) -> Any:
-                return base, tuple(self)
-
-        _lazy[base] = EncoderOutput
-    return _lazy[base]
+def _of_host(self: Any, name: str) -> Any:
+    """What the host's module calls so: `EncoderOutput`, `ForwardOutput`."""
+    return vars(sys.modules[host(self).__module__])[name]

@@ -11,6 +11,7 @@ from torch import nn
 import sae_kernels as sk
 from bench import cases
 from sae_kernels.patches._acts import codes_of, dense_acts
+from sae_kernels.patches._later import Later
 from sae_kernels.patches._swap import host, swap
 
 
@@ -75,3 +76,38 @@ def test_an_edit_or_another_tensor_loses_the_codes() -> None:
     assert codes_of(acts) is not None
     acts[:, 3] = 1.0
     assert codes_of(acts) is None
+
+
+def test_a_tensor_for_later_is_computed_when_it_is_looked_at() -> None:
+    calls = []
+    w = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)
+
+    def compute() -> torch.Tensor:
+        calls.append(1)
+        return w * torch.arange(6.0).view(2, 3)
+
+    later = Later.of(compute, (2, 3), w)
+    assert (later.shape, later.dtype, later.ndim, later.size(0), later.numel()) == ((2, 3), torch.float32, 2, 2, 6)
+    assert isinstance(later, torch.Tensor)
+    assert not calls
+    (grad,) = torch.autograd.grad(later.relu().sum() + torch.where(later > 2, later, 0.0).sum(), w)
+    assert grad.tolist() == [3 + 3, 5 + 4, 7 + 7], "of the sum, and of what is above 2"
+    assert calls == [1], "once"
+    dense = compute()
+    torch.testing.assert_close(later, dense)
+    torch.testing.assert_close(later[1], dense[1])
+    assert repr(later) == repr(later.now())
+    assert later.requires_grad
+    assert later.tolist() == dense.tolist()
+    assert torch.equal(torch.from_numpy(later.detach().numpy()), dense.detach())
+    torch.testing.assert_close(pickle.loads(pickle.dumps(later.detach())), dense.detach())
+    torch.testing.assert_close(later @ torch.ones(3), dense @ torch.ones(3))
+    other = Later.of(compute, (2, 3), w)
+    torch.testing.assert_close(torch.stack([other, dense]), torch.stack([dense, dense]))
+    with torch.no_grad():
+        still = Later.of(compute, (2, 3), w)
+    assert not still.requires_grad, "recorded as it would have been when it was asked for"
+    free = Later.of(lambda: torch.zeros(2), (2,), w)
+    free[0] = 5.0
+    free.add_(1)
+    assert free.tolist() == [6.0, 1.0]
