@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PLUGINS := $(wildcard plugins/*/)
 SOURCES := $(shell find csrc -type f 2>/dev/null) CMakeLists.txt pyproject.toml constraints.txt Makefile
 
-.PHONY: demo test check ahead sanitize arm arm-passed-over arm-emulated bench clean
+.PHONY: demo test check ahead sanitize arm arm-passed-over arm-emulated peers bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/sae-kernels demo
@@ -68,6 +68,23 @@ arm-emulated: $(VENV)/.developing
 		SAE_KERNELS_EMULATED="$(ARM_EMULATOR) -L $(ARM_ROOT) $(CURDIR)/build/arm/kernels_server" \
 		$(BIN)/python -m pytest -q -p emulated -p no:cacheprovider -k "cpu and not in_every_isa" $(ARM_TESTS)
 
+# SAELens, sparsify, dictionary_learning and circuit-tracer themselves, in an environment of their own (2 GB), as judges.
+# Not with all they ask for: a torchvision that goes with a CUDA build of torch breaks transformers.
+PEERS := .venv-peers
+PEERS_PIP := $(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+peers: $(PEERS)/.installed
+	SPARSIFY_DISABLE_TRITON=1 SAE_KERNELS_REQUIRE_CPU=1 $(PEERS)/bin/python -m pytest -q -m peers tests/peers
+
+$(PEERS)/.installed: $(SOURCES)
+	@test -d $(PEERS) || $(PYTHON) -m venv $(PEERS)
+	@echo "installing the libraries that the package is compared with into $(PEERS)"
+	@$(PEERS_PIP) torch numpy $(BUILD_TOOLS) triton sae-lens==6.54.12 eai-sparsify==1.3.3 "nnsight<0.4" einops tqdm
+	@$(PEERS_PIP) --no-deps dictionary-learning==0.1.0 circuit-tracer==0.5.0
+	@$(PEERS)/bin/python -m pip uninstall --quiet --yes torchvision
+	@$(PEERS_PIP) --no-build-isolation -e ".[train]"
+	@$(PEERS_PIP) pytest hypothesis
+	@touch $@
+
 bench: $(VENV)/.developing
 	$(BIN)/python -m pytest bench --benchmark-only
 
@@ -93,4 +110,4 @@ $(VENV)/.developing: $(VENV)/.installed $(shell find plugins -name '*.py' -o -na
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) $(PEERS) build dist
