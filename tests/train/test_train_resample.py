@@ -38,8 +38,9 @@ def test_a_new_start() -> None:
     assert torch.equal(coder.b_dec, before["b_dec"])
 
 
-def test_an_encoder_that_reads_x_itself_has_the_same_pre_acts() -> None:
-    coder = sk.create("relu", d_in=6, d_sae=10, sparsity_coefficient=1.0, seed=0)
+@pytest.mark.parametrize(("architecture", "keys"), [("relu", {}), ("crosscoder", {"n_layers": 2})])
+def test_an_encoder_that_reads_x_itself_has_the_same_pre_acts(architecture: str, keys: dict[str, int]) -> None:
+    coder = sk.create(architecture, d_in=6, d_sae=10, sparsity_coefficient=1.0, seed=0, **keys)
     with torch.no_grad():
         coder.b_dec.copy_(3 + torch.randn(6))
     x = torch.randn(2, 6)
