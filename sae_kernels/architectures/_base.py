@@ -114,6 +114,7 @@ class SparseCoder(nn.Module):
 
     Parameters, by the rule of rows: W_enc (d_sae, d_in), b_enc (d_sae,), W_dec (d_sae, d_out), b_dec (d_out,).
     A subclass sets `Config`, makes its parameters in `__init__`, and writes `encode` and `loss`; the rest has defaults.
+    `metadata` is where it comes from (model, hook point, …), plain values that files keep and nothing computes with.
     """
 
     Config: ClassVar[type[CoderConfig]] = CoderConfig
@@ -133,6 +134,7 @@ class SparseCoder(nn.Module):
                 f"{type(self).__name__}: config is a {type(config).__name__}, expected {self.Config.__name__}"
             )
         self.config = config
+        self.metadata: dict[str, Any] = {}
 
     @property
     def d_in(self) -> int:

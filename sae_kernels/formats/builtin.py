@@ -5,17 +5,24 @@ from __future__ import annotations
 from ..hookspecs import hookimpl
 from ..specs import Format
 
+# module of this folder: the format's name, what it is, whether it is written
+FORMATS = {
+    "native": ("sae_kernels", "config.json + weights.safetensors, any architecture", True),
+    "sae_lens": ("sae_lens", "SAELens: cfg.json + sae_weights.safetensors (read: before 6.0, too)", True),
+    "sparsify": ("sparsify", "sparsify: cfg.json + sae.safetensors, a folder for each hook point", True),
+}
+
 
 @hookimpl
 def sae_kernels_formats() -> list[Format]:
-    """The native one."""
-    native = f"{__package__}.native"
+    """The package's own, and those of other libraries."""
     return [
         Format(
-            "sae_kernels",
-            "config.json + weights.safetensors, any architecture",
-            f"{native}:matches",
-            f"{native}:load",
-            f"{native}:save",
+            name,
+            summary,
+            f"{__package__}.{module}:matches",
+            f"{__package__}.{module}:load",
+            f"{__package__}.{module}:save" if written else None,
         )
+        for module, (name, summary, written) in FORMATS.items()
     ]

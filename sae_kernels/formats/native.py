@@ -42,6 +42,8 @@ def save(coder: SparseCoder, path: Path) -> None:
             "architecture": coder.architecture,
             "config": coder.config.to_dict(),
         }
+        if coder.metadata:
+            config["metadata"] = coder.metadata
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         tensors = {name: tensor.detach().contiguous() for name, tensor in coder.state_dict().items()}
         try:
@@ -79,6 +81,7 @@ def load(path: Path) -> SparseCoder:
         if name not in expected:
             raise FormatError(f"{path / WEIGHTS}: tensor {name!r} is none of {cls.__name__}'s: {', '.join(expected)}")
     coder.load_state_dict(tensors, assign=True)
+    coder.metadata = config.get("metadata", {})
     return coder
 
 
@@ -95,6 +98,8 @@ def _read_config(path: Path) -> dict[str, Any]:
     for key, kind in (("architecture", str), ("config", dict)):
         if not isinstance(config.get(key), kind):
             raise FormatError(f"{path}: {key!r} is {config.get(key)!r}, expected a {kind.__name__}")
+    if not isinstance(config.get("metadata", {}), dict):
+        raise FormatError(f"{path}: 'metadata' is {config['metadata']!r}, expected a dict")
     return config
 
 
