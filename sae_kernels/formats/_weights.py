@@ -61,6 +61,13 @@ class Weights:
             raise FormatError(f"{self.file}: {name!r} is {value!r}, expected a whole number")
         return int(value)
 
+    def take_integers(self, name: str) -> list[int]:
+        """Whole numbers, stored as a 1-d integer tensor."""
+        tensor = self._peek(name, "integers in one dimension")
+        if tensor.dim() != 1 or tensor.dtype.is_floating_point or tensor.dtype.is_complex:
+            raise FormatError(f"{self.file}: tensor {name!r} is {describe(tensor)}, expected (n,) integers")
+        return self._tensors.pop(name).tolist()
+
     def drop(self, *names: str) -> None:
         """Leave out what only training needs."""
         for name in names:

@@ -10,6 +10,7 @@ FORMATS = {
     "native": ("sae_kernels", "config.json + weights.safetensors, any architecture", True),
     "sae_lens": ("sae_lens", "SAELens: cfg.json + sae_weights.safetensors (read: before 6.0, too)", True),
     "sparsify": ("sparsify", "sparsify: cfg.json + sae.safetensors, a folder for each hook point", True),
+    "dictionary_learning": ("dictionary_learning", "dictionary_learning: config.json + ae.pt", True),
 }
 
 
