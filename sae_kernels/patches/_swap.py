@@ -6,13 +6,11 @@ import copyreg
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import nn
-
 Method = Callable[..., Any]
 _made: dict[tuple[type, tuple[tuple[str, Method], ...]], type] = {}
 
 
-def swap(module: nn.Module, methods: Mapping[str, Method]) -> Callable[[], None]:
+def swap(module: Any, methods: Mapping[str, Method]) -> Callable[[], None]:
     """Give one instance a class derived from its own, with `methods` in the place of those of these names (`super`'s
     are reached as `host(self)`); → what puts its class back.
 
@@ -41,13 +39,13 @@ def swap(module: nn.Module, methods: Mapping[str, Method]) -> Callable[[], None]
     return undo
 
 
-def host(module: nn.Module) -> type:
+def host(module: Any) -> type:
     """The class that a patched module had; its own where it is not patched."""
     return getattr(type(module), "_sae_kernels_host", type(module))
 
 
 def _as_host(host: type) -> Method:
-    def reduce(self: nn.Module, protocol: int) -> Any:
+    def reduce(self: Any, protocol: int) -> Any:
         """Pickled and copied as an instance of the host's class; the state is what the host's own pickle holds."""
         patched = type(self)
         self.__class__ = host

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import importlib.metadata
 from functools import cache
-
-from torch import nn
+from typing import Any
 
 from ._swap import host
 
 
-def class_name(module: nn.Module) -> str:
+def class_name(module: Any) -> str:
     """ "package.module:Class" of what a module is (of what it was, where it is patched)."""
     cls = host(module)
     return f"{cls.__module__}:{cls.__qualname__}"

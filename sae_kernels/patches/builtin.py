@@ -33,12 +33,31 @@ _PATCHES = (
         "sparsify's SparseCoder: TopK autoencoders and transcoders",
         ("sparsify.sparse_coder:SparseCoder",),
     ),
+    (
+        "dictionary_learning",
+        "dictionary_learning's coders, and the training steps of its top-k family",
+        tuple(
+            f"dictionary_learning.{name}"
+            for name in (
+                "dictionary:AutoEncoder",
+                "dictionary:AutoEncoderNew",
+                "dictionary:GatedAutoEncoder",
+                "dictionary:JumpReluAutoEncoder",
+                "trainers.top_k:AutoEncoderTopK",
+                "trainers.batch_top_k:BatchTopKSAE",
+                "trainers.matryoshka_batch_top_k:MatryoshkaBatchTopKSAE",
+                "trainers.top_k:TopKTrainer",
+                "trainers.batch_top_k:BatchTopKTrainer",
+                "trainers.matryoshka_batch_top_k:MatryoshkaBatchTopKTrainer",
+            )
+        ),
+    ),
 )
 
 
 @hookimpl
 def sae_kernels_patches() -> list[Patch]:
-    """sae_lens, sparsify."""
+    """sae_lens, sparsify, dictionary_learning."""
     return [
         Patch(name, summary, f"{__package__}.{name}:why_not", f"{__package__}.{name}:apply", classes)
         for name, summary, classes in _PATCHES

@@ -8,20 +8,18 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
-from torch import nn
-
 from .. import registry
 from ..errors import ArgumentError, BackendError, unknown
 from ..ops import explain
 from ..specs import resolve
 
-_patched: weakref.WeakKeyDictionary[nn.Module, PatchHandle] = weakref.WeakKeyDictionary()
+_patched: weakref.WeakKeyDictionary[Any, PatchHandle] = weakref.WeakKeyDictionary()
 
 
 class PatchHandle:
     """Undoes a patch: call `undo()`, or use it as a context manager. Undoing twice does nothing."""
 
-    def __init__(self, module: nn.Module, name: str, undo: Callable[[], None]) -> None:
+    def __init__(self, module: Any, name: str, undo: Callable[[], None]) -> None:
         self.name = name
         self._module = weakref.ref(module)
         self._undo: Callable[[], None] | None = undo
@@ -44,8 +42,8 @@ class PatchHandle:
         self.undo()
 
 
-def patch(module: nn.Module, **options: Any) -> PatchHandle:
-    """Make one instance of a known library's module faster, keeping its semantics.
+def patch(module: Any, **options: Any) -> PatchHandle:
+    """Make one instance of a known library's module, or trainer, faster, keeping its semantics.
 
     `options` are the patch's own: `gradients="compat"` for sparsify. Patching a patched module returns the same handle.
     `explain("patch", module)` says what each registered patch
