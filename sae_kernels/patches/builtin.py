@@ -52,12 +52,20 @@ _PATCHES = (
             )
         ),
     ),
+    (
+        "circuit_tracer",
+        "circuit-tracer's per-layer transcoders and sets of them",
+        tuple(
+            f"circuit_tracer.transcoder.single_layer_transcoder:{name}"
+            for name in ("SingleLayerTranscoder", "TranscoderSet")
+        ),
+    ),
 )
 
 
 @hookimpl
 def sae_kernels_patches() -> list[Patch]:
-    """sae_lens, sparsify, dictionary_learning."""
+    """sae_lens, sparsify, dictionary_learning, circuit_tracer."""
     return [
         Patch(name, summary, f"{__package__}.{name}:why_not", f"{__package__}.{name}:apply", classes)
         for name, summary, classes in _PATCHES
