@@ -30,12 +30,14 @@ from ._sums import row_norms, squared_error, wide
 class CLTConfig(LayersConfig):
     """As `LayersConfig`; the same number of latents for each layer, `d_sae` in all. `d_target` is the width of the
     target, all layers side by side (None: d_in); `tanh_scale` is c; `bandwidth` ε and `threshold_init` are in units of
-    the root mean square of the layer's input features (1 after `normalize`), as for `jumprelu`."""
+    the root mean square of the layer's input features (1 after `normalize`), as for `jumprelu`; `skip` adds
+    W_skip^l x^l to layer l."""
 
     d_target: int | None = field(default=None, kw_only=True)
     tanh_scale: float = field(default=4.0, kw_only=True)
     bandwidth: float = field(default=0.06, kw_only=True)
     threshold_init: float = field(default=1.0, kw_only=True)
+    skip: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -43,6 +45,7 @@ class CLTConfig(LayersConfig):
             self.require_not_negative(name)
             if getattr(self, name) == 0:
                 raise ConfigError(f"{name} = {getattr(self, name)!r}, expected a number > 0")
+        self.require_bool("skip")
         self.require_equal_parts("d_sae")
         if self.d_target is not None:
             self.require_positive("d_target")
@@ -57,6 +60,8 @@ class CLTConfig(LayersConfig):
 
 class CrossLayerTranscoder(Penalised):
     """z^l = E^l x^l + b_enc^l;  f^l = z^l · 1[z^l > θ^l], θ = e^{log_theta};  ŷ^l = Σ_{m ≤ l} f^m D^{m→l} + b_dec^l.
+
+    With `skip`, ŷ^l has W_skip^l x^l too, W_skip (L, d_out / L, d_in / L), which starts at 0.
 
     loss = Σ_l ‖y^l − ŷ^l‖² + λ Σ_i tanh(c ‖d_i‖ f_i), d_i = (D_i^{m→m}, …, D_i^{m→L}) being all decoders of latent i of
     layer m: the mean over tokens of these sums. λ is `sparsity_coefficient`, c `tanh_scale`. Terms: `mse`, `tanh`
@@ -103,6 +108,8 @@ class CrossLayerTranscoder(Penalised):
             torch.zeros(per_layer, (n_layers - layer) * d_out) for layer in range(n_layers)
         )
         self.b_dec = nn.Parameter(torch.zeros(config.d_out))
+        shape = n_layers, d_out, config.d_in // n_layers
+        self.W_skip = nn.Parameter(torch.zeros(shape)) if config.skip else None
         self.register_buffer("input_rms", torch.ones(n_layers))
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> CrossLayerTranscoder:
@@ -165,6 +172,16 @@ class CrossLayerTranscoder(Penalised):
             y = self._add(y, decode(part, self.W_dec_from[layer]), layer)
         return y.to(codes.values.dtype).reshape(*codes.lead_shape, self.d_out)
 
+    def reconstruct(self, codes: SparseCodes, x: Tensor) -> Tensor:
+        """Decoded codes, plus W_skip^l x^l with a skip."""
+        return self._completed(self.decode(codes), x)
+
+    def _completed(self, y: Tensor, x: Tensor) -> Tensor:
+        if self.W_skip is None:
+            return y
+        parts = zip(x.chunk(self.n_layers, dim=-1), self.W_skip, strict=True)
+        return y + torch.cat([part @ weight.mT for part, weight in parts], dim=-1)
+
     def stream(self) -> CLTStream:
         """For a model in which this coder's reconstructions take the place of what it reconstructs: what a layer reads
         depends on what the layers before it wrote."""
@@ -186,7 +203,7 @@ class CrossLayerTranscoder(Penalised):
             l0 = l0 + jumped.l0.detach()
             y = self._add(y, jumped.reconstruction, layer)
             codes.append(jumped.codes)
-        reconstruction = y.to(codes[0].values.dtype)
+        reconstruction = self._completed(y.to(codes[0].values.dtype), x)
         error = squared_error(reconstruction, target)
         parts = {"mse": error.detach(), "tanh": tanh.detach(), "l0": l0}
         return Loss(error + self.sparsity * tanh, parts, merged(codes, (len(x),)), reconstruction)
@@ -213,6 +230,12 @@ class CrossLayerTranscoder(Penalised):
             for W_dec in self.W_dec_from:
                 W_dec.mul_(scale)
             self.log_theta.sub_(math.log(scale))
+        if self.W_skip is not None:
+            for layer, (inside, outside) in enumerate(zip(inputs, self._by_layer(target), strict=True)):
+                weight = self.W_skip[layer]
+                inside, outside = inside.to(weight), outside.to(weight)
+                weight.mul_(inside.scale).div_(outside.scale[:, None])
+                self.b_dec[layer * width : (layer + 1) * width].sub_(weight @ inside.mean.to(weight))
 
     def _encode(self, x: Tensor, layer: int, theta: Tensor) -> SparseCodes:
         """Codes of one layer's latents, over these alone."""
@@ -268,6 +291,8 @@ class CLTStream:
             self._y = coder._started(len(x))
         codes = coder._encode_layer(x, layer, coder.theta)
         coder._add(self._y, decode(codes, coder.W_dec_from[layer]), layer)
+        if coder.W_skip is not None:
+            self._y.chunk(coder.n_layers, dim=1)[layer].add_(x @ coder.W_skip[layer].mT)
 
     @torch.no_grad()
     def write(self, layer: int) -> Tensor:

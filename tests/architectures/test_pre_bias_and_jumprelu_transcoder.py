@@ -148,3 +148,52 @@ def test_fold_start_files(tmp_path: Path) -> None:
     assert float(started.theta.detach()[dead].max()) < float(started.theta.detach()[5])
     sk.save(started, tmp_path / "coder")
     torch.testing.assert_close(sk.load(tmp_path / "coder")(raw), started(raw))
+
+
+L, WIDTH = 3, 4
+
+
+def cross_layer(skip: bool) -> sk.SparseCoder:
+    config = {"n_layers": L, "d_target": L * 5, "bandwidth": EPSILON, "skip": skip, **SPARSE}
+    coder = sk.create("clt", d_in=L * WIDTH, d_sae=30, seed=0, **config)
+    for name, parameter in coder.named_parameters():
+        parameter.data = cases.normal(*parameter.shape, seed=len(name), scale=0.4)
+    return coder.double()
+
+
+def linear(coder: sk.SparseCoder, x: Tensor) -> Tensor:
+    return torch.cat([x[:, i * WIDTH : (i + 1) * WIDTH] @ coder.W_skip[i].T for i in range(L)], 1)
+
+
+def test_a_cross_layer_transcoder_with_a_skip() -> None:
+    """Beside one without: its targets less what the skip says."""
+    coder, plain = cross_layer(True), cross_layer(False)
+    plain.load_state_dict({k: v for k, v in coder.state_dict().items() if k != "W_skip"})
+    x, y = cases.normal(N, L * WIDTH, seed=1).double(), cases.normal(N, L * 5, seed=2).double()
+    skip = linear(coder, x)
+    torch.testing.assert_close(coder(x), plain(x) + skip)
+    mine, theirs = coder.loss(x, y), plain.loss(x, y - skip.detach())
+    torch.testing.assert_close(mine.total, theirs.total)
+    torch.testing.assert_close(mine.reconstruction, coder(x))
+    mine.total.backward()
+    theirs.total.backward()
+    for name, parameter in plain.named_parameters():
+        torch.testing.assert_close(coder.get_parameter(name).grad, parameter.grad)
+    error = (mine.reconstruction - y).detach() * 2 / N
+    for i in range(L):
+        expected = error[:, i * 5 : (i + 1) * 5].T @ x[:, i * WIDTH : (i + 1) * WIDTH]
+        torch.testing.assert_close(coder.W_skip.grad[i], expected)
+    stream = coder.stream()
+    for i, part in enumerate(x.chunk(L, dim=1)):
+        stream.read(i, part)
+        torch.testing.assert_close(stream.write(i), coder(x)[:, i * 5 : (i + 1) * 5].detach())
+
+
+def test_folding_a_cross_layer_transcoder_with_a_skip() -> None:
+    coder = cross_layer(True)
+    input = Affine(3 * cases.normal(L * WIDTH, seed=2), 0.5 + cases.normal(L * WIDTH, seed=3).abs())
+    target = Affine(cases.normal(L * 5, seed=4), torch.full((L * 5,), 0.37))
+    x = (3 + 2 * cases.normal(N, L * WIDTH, seed=9)).double()
+    y = target.invert(coder(input.apply(x)))
+    coder.fold(input, target)
+    torch.testing.assert_close(coder(x), y)
