@@ -36,6 +36,10 @@ class Weights:
             raise FormatError(f"{self.file}: tensor {name!r} is {describe(tensor)}, expected {rank} dimensions")
         return tuple(tensor.shape)
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor."""
+        return tuple(self._peek(name, "a tensor").shape)
+
     def take(self, name: str, *shape: int) -> Tensor:
         """A floating tensor of this shape."""
         tensor = self._peek(name, f"shape {shape}")
@@ -141,7 +145,7 @@ def read_safetensors(path: Path) -> Weights:
 def read_npz(path: Path) -> Weights:
     """A numpy archive of plain arrays; one with pickled objects is refused unread."""
     try:
-        with numpy.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, numpy.load(file, allow_pickle=False) as archive:
             return Weights(path, {name: torch.from_numpy(archive[name]) for name in archive.files})
     except (OSError, ValueError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
         raise FormatError(f"{path} ({_size(path)}): not a readable .npz file of plain arrays: {error}") from error

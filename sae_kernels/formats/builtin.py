@@ -11,6 +11,9 @@ FORMATS = {
     "sae_lens": ("sae_lens", "SAELens: cfg.json + sae_weights.safetensors (read: before 6.0, too)", True),
     "sparsify": ("sparsify", "sparsify: cfg.json + sae.safetensors, a folder for each hook point", True),
     "dictionary_learning": ("dictionary_learning", "dictionary_learning: config.json + ae.pt", True),
+    "circuit_tracer": ("circuit_tracer", "circuit-tracer: transcoders and cross-layer transcoders", True),
+    "gemma_scope": ("gemma_scope", "Gemma Scope: params.npz", False),
+    "gemma_scope_2": ("gemma_scope_2", "Gemma Scope 2: params.safetensors, or a file a layer (clt)", False),
 }
 
 
