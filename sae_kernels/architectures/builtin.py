@@ -52,4 +52,9 @@ def sae_kernels_architectures() -> list[Architecture]:
             "transcoder with JumpReLU, optional linear skip (Gemma Scope 2)",
             f"{here}.jumprelu_transcoder:JumpReLUTranscoder",
         ),
+        Architecture(
+            "token_norm",
+            "another architecture behind a normalisation of each token (OpenAI, SAELens)",
+            f"{here}.token_norm:TokenNorm",
+        ),
     ]

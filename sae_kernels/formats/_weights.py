@@ -102,7 +102,7 @@ def assembled(file: Path, architecture: str, config: dict[str, Any], tensors: di
             coder = cls(cls.Config.build(**config))
     except SaeKernelsError as error:
         raise FormatError(f"{file}: {error}") from error
-    dtypes = {tensors[name].dtype for name in tensors if name not in KEPT_WIDE}
+    dtypes = {tensor.dtype for name, tensor in tensors.items() if name.rpartition(".")[2] not in KEPT_WIDE}
     if len(dtypes) > 1:
         shown = ", ".join(f"{name} {describe(tensor)}" for name, tensor in tensors.items())
         raise FormatError(f"{file}: tensors of several dtypes, expected one: {shown}")
@@ -116,6 +116,17 @@ def assembled(file: Path, architecture: str, config: dict[str, Any], tensors: di
     for parameter in coder.parameters():
         parameter.requires_grad_(True)
     return coder
+
+
+def behind_norm(file: Path, coder: SparseCoder, norm: str) -> SparseCoder:
+    """The coder behind a normalisation of each token, `norm` as `token_norm` names it; it is not copied."""
+    own = coder.config.to_dict()
+    sizes = {name: own.pop(name) for name in ("d_in", "d_sae", "b_dec_init")}
+    config = {**sizes, "coder": coder.architecture, "coder_config": own, "norm": norm}
+    tensors = {f"coder.{name}": tensor for name, tensor in coder.state_dict().items()}
+    outer = assembled(file, "token_norm", config, tensors)
+    outer.metadata = coder.metadata
+    return outer
 
 
 BUFFERS = {"threshold": -1.0, "threshold_batches": 0.0, "input_rms": 1.0}

@@ -12,6 +12,7 @@ FORMATS = {
     "sparsify": ("sparsify", "sparsify: cfg.json + sae.safetensors, a folder for each hook point", True),
     "dictionary_learning": ("dictionary_learning", "dictionary_learning: config.json + ae.pt", True),
     "circuit_tracer": ("circuit_tracer", "circuit-tracer: transcoders and cross-layer transcoders", True),
+    "openai": ("openai", "OpenAI's sparse_autoencoder: a .pt file", True),
     "gemma_scope": ("gemma_scope", "Gemma Scope: params.npz", False),
     "gemma_scope_2": ("gemma_scope_2", "Gemma Scope 2: params.safetensors, or a file a layer (clt)", False),
 }

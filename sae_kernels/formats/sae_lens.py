@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from ..architectures import SparseCoder
+from ..architectures.token_norm import TokenNorm
 from ..errors import FormatError
 from ..files import atomic_directory
 from ._config import Keys, peek_json, read_json, write_json
 from ._saving import cannot_hold, config_of, dtype_name, parameters_of, threshold_of
-from ._weights import Weights, assembled, log_of, read_safetensors, write_safetensors
+from ._weights import Weights, assembled, behind_norm, log_of, read_safetensors, write_safetensors
 
 NAME = "sae_lens"
 CONFIG, WEIGHTS, SCALE = "cfg.json", "sae_weights.safetensors", "activation_scaler.json"
@@ -29,6 +30,7 @@ WRITTEN = {
     "batch_topk": "jumprelu",
     "matryoshka": "jumprelu",
 }
+NORMS = {"layer_norm": "layer_norm", "constant_norm_rescale": "constant_norm"}  # of each token: theirs, ours
 FLAT = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index", "activation_fn_str": "activation_fn"}
 PROVENANCE = (
     *("model_name", "hook_name", "model_class_name", "hook_head_index", "context_size", "seqpos_slice", "prepend_bos"),
@@ -64,12 +66,12 @@ def load(path: Path) -> SparseCoder:
     weights.done(f"a SAELens SAE of architecture {architecture!r}")
     if (dtype := keys.dtype()) is not None:
         tensors = {key: t if key in ("log_theta", "threshold") else t.to(dtype) for key, t in tensors.items()}
-    _normalisation(path, keys, tensors)
+    norm = _normalisation(path, keys, tensors, architecture)
     coder = assembled(weights.file, name, config, tensors)
     coder.metadata = keys.mapping("metadata")
     if keys.values.get("reshape_activations") == "hook_z":
         coder.metadata = {**coder.metadata, "reshape_activations": "hook_z"}
-    return coder
+    return behind_norm(weights.file, coder, norm) if norm else coder
 
 
 def _tensors(weights: Weights, keys: Keys, architecture: str, d_in: int, d_sae: int) -> dict[str, Tensor]:
@@ -153,18 +155,17 @@ def _fold_norms(file: Path, tensors: dict[str, Tensor]) -> None:
     tensors["W_dec"] = tensors["W_dec"] / norms[:, None]
 
 
-def _normalisation(path: Path, keys: Keys, tensors: dict[str, Tensor]) -> None:
-    """One factor for all activations is folded, where the folder has it; nothing else has a counterpart."""
-    found = keys.choice(
-        "normalize_activations",
-        ("none", "expected_average_only_in", "constant_norm_rescale", "layer_norm", "covariance_whitening"),
-        "none",
-    )
+def _normalisation(path: Path, keys: Keys, tensors: dict[str, Tensor], architecture: str) -> str | None:
+    """One factor for all activations is folded, where the folder has it; a normalisation of each token is returned by
+    our name."""
+    found = keys.choice("normalize_activations", ("none", "expected_average_only_in", *NORMS), "none")
     if found == "none":
-        return
+        return None
+    if architecture in TRANSCODERS:
+        raise keys.refuse("normalize_activations", "expected none in a transcoder")
+    if found in NORMS:
+        return NORMS[found]
     scale = read_json(path / SCALE).values.get("scaling_factor") if (path / SCALE).is_file() else None
-    if found != "expected_average_only_in":
-        raise keys.refuse("normalize_activations", "no architecture here normalises each token; only none is read")
     if isinstance(scale, bool) or not isinstance(scale, (int, float)) or scale <= 0:
         raise keys.refuse(
             "normalize_activations",
@@ -174,6 +175,7 @@ def _normalisation(path: Path, keys: Keys, tensors: dict[str, Tensor]) -> None:
     tensors["W_enc"] = tensors["W_enc"] * scale
     tensors["W_dec"] = tensors["W_dec"] / scale
     tensors["b_dec"] = tensors["b_dec"] / scale
+    return None
 
 
 def _before_6(values: dict[str, Any]) -> bool:
@@ -209,9 +211,14 @@ def save(coder: SparseCoder, path: Path) -> None:
     Raises:
         FormatError: SAELens has no such architecture.
     """
+    norm, metadata = "none", dict(coder.metadata)
+    if isinstance(coder, TokenNorm):
+        norm = next(theirs for theirs, ours in NORMS.items() if ours == coder.config.norm)
+        coder = coder.coder
+        if coder.architecture not in WRITTEN:
+            raise cannot_hold(NAME, coder, "a normalisation of each token; its transcoders have none")
     architecture, tensors = _written(coder)
     W_enc = tensors.pop("W_enc")
-    metadata = dict(coder.metadata)
     reshape = metadata.pop("reshape_activations", "none")
     if _before_6({"metadata": metadata}):
         metadata["sae_lens_version"] = VERSION
@@ -221,7 +228,7 @@ def save(coder: SparseCoder, path: Path) -> None:
         "dtype": dtype_name(coder),
         "device": "cpu",
         "apply_b_dec_to_input": bool(config_of(coder, "subtract_b_dec", False)),
-        "normalize_activations": "none",
+        "normalize_activations": norm,
         "reshape_activations": reshape,
         "metadata": metadata,
         "architecture": architecture,

@@ -156,6 +156,25 @@ def test_dtypes_and_thresholds(tmp_path: Path) -> None:
     torch.testing.assert_close(sk.load(written(tmp_path / "c", config, log, NAMES)).theta.detach(), torch.ones(N))
 
 
+@pytest.mark.parametrize("how", ["layer_norm", "constant_norm_rescale"])
+def test_each_token_normalised(tmp_path: Path, how: str) -> None:
+    held = tensors("topk")
+    config = {**BASE, "k": K, "architecture": "topk", "normalize_activations": how}
+    coder = sk.load(written(tmp_path / "in", config, held, NAMES))
+    assert coder.architecture == "token_norm"
+    x = 3 * x_rows() + 1
+    mean = x.mean(1, keepdim=True) if how == "layer_norm" else torch.zeros(len(x), 1)
+    scale = (x - mean).std(1, keepdim=True) if how == "layer_norm" else x.norm(dim=1, keepdim=True) / D**0.5
+    inside = (x - mean) / (scale + (1e-5 if how == "layer_norm" else 0))
+    acts, out = host(held, "topk", inside, subtract=True)
+    same(coder, x, acts, out * scale + mean)
+    sk.save(coder, tmp_path / "out", format="sae_lens")
+    again = sk.load(tmp_path / "out")
+    assert again.config == coder.config
+    assert again.metadata == coder.metadata == MODERN["metadata"]
+    assert torch.equal(again(x), coder(x))
+
+
 def test_one_factor_for_all_activations(tmp_path: Path) -> None:
     held = tensors("standard")
     config = {**BASE, "architecture": "standard", "normalize_activations": "expected_average_only_in"}
