@@ -1,0 +1,1 @@
+"""Other libraries' coders, plain and patched, side by side."""

@@ -1,0 +1,94 @@
+"""SAELens: TopK, JumpReLU and BatchTopK, with its defaults."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from bench.peers.host import Host, Learner, fill
+from bench.peers.problem import Problem
+
+
+def _made(file: str, name: str, problem: Problem, **keys: Any) -> Any:
+    """`sae_lens.saes.<file>.<name>` with its config's defaults, but for what the problem says."""
+    home = importlib.import_module(f"sae_lens.saes.{file}")
+    size, dtype = problem.size, str(problem.dtype).removeprefix("torch.")
+    sae = getattr(home, name)(getattr(home, f"{name}Config")(d_in=size.d, d_sae=size.d_sae, dtype=dtype, **keys))
+    fill(problem, sae.W_enc.mT, sae.b_enc, sae.W_dec, sae.b_dec)
+    return sae
+
+
+class Trained(Learner):
+    """By SAELens' `SAETrainer`: its step also counts how often each latent fires."""
+
+    def __init__(self, module: Any, problem: Problem) -> None:
+        config = importlib.import_module("sae_lens.config")
+        trainer = importlib.import_module("sae_lens.training.sae_trainer")
+        saes = importlib.import_module("sae_lens.saes.sae")
+        n = problem.size.n
+        settings = config.SAETrainerConfig(total_training_samples=1000 * n, train_batch_size_samples=n, lr_end=3e-5)
+        self.module, self._step_input = module, saes.TrainStepInput
+        self._trainer = trainer.SAETrainer(settings, module, data_provider=iter(()))
+
+    def patched(self) -> Self:
+        """The trainer's sae is the twin, its optimiser the same."""
+        other = super().patched()
+        other._trainer = copy.copy(self._trainer)
+        other._trainer.sae = other.module
+        return other
+
+    def loss(self, x: Tensor) -> Tensor:
+        """Of `training_forward_pass`, with no dead latents."""
+        given = self._step_input(
+            sae_in=x,
+            coefficients={},
+            dead_neuron_mask=self._trainer.dead_neurons,
+            n_training_steps=0,
+            is_logging_step=False,
+        )
+        return self.module.training_forward_pass(given).loss  # pyright: ignore[reportCallIssue]
+
+    def step(self, x: Tensor) -> object:
+        """One of `fit`'s."""
+        return self._trainer.step(x)
+
+
+class TopK(Host):
+    """TopKSAE, TopKTrainingSAE."""
+
+    name, distribution = "SAELens TopK", "sae-lens"
+
+    def reader(self, problem: Problem) -> nn.Module:
+        """TopKSAE."""
+        return _made("topk_sae", "TopKSAE", problem, k=problem.size.k)
+
+    def learner(self, problem: Problem) -> Learner:
+        """TopKTrainingSAE; by default its acts are rescaled by the norms of W_dec's rows."""
+        return Trained(_made("topk_sae", "TopKTrainingSAE", problem, k=problem.size.k), problem)
+
+
+class BatchTopK(Host):
+    """BatchTopKTrainingSAE, in training."""
+
+    name, distribution = "SAELens BatchTopK", "sae-lens"
+
+    def learner(self, problem: Problem) -> Learner:
+        """BatchTopKTrainingSAE."""
+        return Trained(_made("batchtopk_sae", "BatchTopKTrainingSAE", problem, k=float(problem.size.k)), problem)
+
+
+class JumpReLU(Host):
+    """JumpReLUSAE as it is loaded, with about k active latents."""
+
+    name, distribution = "SAELens JumpReLU", "sae-lens"
+
+    def reader(self, problem: Problem) -> nn.Module:
+        """All latents have one threshold."""
+        sae = _made("jumprelu_sae", "JumpReLUSAE", problem)
+        with torch.no_grad():
+            sae.threshold.fill_(problem.threshold)
+        return sae
