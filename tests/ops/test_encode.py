@@ -52,7 +52,7 @@ def test_a_tuple_of_all_kinds(backend: str, weights: tuple) -> None:
     assert isinstance(several, tuple)
     for codes, each in zip(several, wanted, strict=True):
         alone = sk.encode(x, *weights, each, backend=backend)
-        assert_same(codes.values, alone.values)
+        torch.testing.assert_close(codes.values, alone.values)  # a pass over several may sum in another order
         assert_same(codes.indices, alone.indices)
     assert (several[3].indices < 20).all()
     assert len(sk.encode(x, *weights, (sk.TopK(2),), backend=backend)) == 1
