@@ -9,17 +9,31 @@ from .. import registry
 from ..architectures import SparseCoder
 from ..errors import FormatError
 from ..specs import resolve
+from . import hub
 
 
-def load(path: str | os.PathLike[str], format: str | None = None) -> SparseCoder:
+def load(
+    path: str | os.PathLike[str],
+    format: str | None = None,
+    *,
+    revision: str | None = None,
+    local_files_only: bool = False,
+) -> SparseCoder:
     """A coder from disk, in eval mode: what it encodes is what it was trained for (a running threshold, say, in the
     place of a choice over the batch); `.train()` to go on training. Without `format`, the first registered one that
     recognises the path.
+
+    `path` may be `hf:owner/name[/folder or file][@revision]`, from the Hugging Face hub or its cache (needs
+    `pip install sae-kernels[hub]`); `revision` and `local_files_only` are for these.
 
     Raises:
         FormatError: nothing there, no format recognises it, or the file is damaged (naming file, tensor, found and
         expected). UnknownNameError: no format of that name.
     """
+    if isinstance(path, str) and path.startswith(hub.PREFIX):
+        path = hub.fetch(path, revision=revision, local_files_only=local_files_only)
+    elif revision is not None or local_files_only:
+        raise FormatError(f"{path}: revision and local_files_only are for hf:owner/name")
     at = Path(path)
     if not at.exists():
         raise FormatError(f"{at}: no such file or directory")

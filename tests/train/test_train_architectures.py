@@ -26,6 +26,7 @@ KEYS: dict[str, dict[str, Any]] = {
     "jumprelu_transcoder": {"sparsity_coefficient": 0.1},
     "crosscoder": {"n_layers": 2, "sparsity_coefficient": 0.1},
     "clt": {"n_layers": 2, "sparsity_coefficient": 0.1},
+    "token_norm": {"coder": "topk", "coder_config": {"k": 3}},
 }
 OF_TWO_WIDTHS = ("transcoder", "skip_transcoder", "jumprelu_transcoder", "clt")
 
