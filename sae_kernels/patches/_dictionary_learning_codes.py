@@ -24,8 +24,22 @@ from ._sae_lens_codes import products
 
 
 def rows(W: Tensor) -> Tensor:
-    """W with its rows contiguous in memory."""
-    return W if W.stride(1) == 1 else W.contiguous()
+    """W with its rows contiguous in memory; its gradient in W's own order, as the host's optimiser and what it does to
+    gradients want them: where the orders differ, those take longer than the copy."""
+    return W if W.stride(1) == 1 else _Rows.apply(W)
+
+
+class _Rows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, W: Tensor) -> Tensor:
+        """A copy."""
+        ctx.stride = W.stride()
+        return W.contiguous()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """A copy back."""
+        return torch.empty_strided(grad.shape, ctx.stride, dtype=grad.dtype, device=grad.device).copy_(grad)
 
 
 def encoder(self: Any) -> tuple[Tensor, Tensor | None]:
