@@ -2,8 +2,11 @@
 
 `encode` gives what the host's does, with all its flags: dense acts that remember their codes, so that `decode` is
 sparse, and pre-acts that are computed when somebody looks. `forward` makes no dense acts unless it is to return them,
-and a trainer's step makes none at all. Up to `FEW` tokens are the host's own where its weights lie by columns: there a
-copy of the weights by rows would take longer than the dense product.
+and a trainer's step makes none at all.
+
+The host's `nn.Linear` weights lie in memory by columns, where a latent's row is scattered. A trainer's are laid by rows
+while it is patched (strides change, nothing else). Those of a coder patched by itself stay, and each pass copies them;
+up to `FEW` tokens are the host's own then, since the copy would take longer than the dense product.
 """
 
 from __future__ import annotations
@@ -84,14 +87,34 @@ def apply(module: Any) -> Callable[[], None]:
 
     own = host(module.ae) is type(module.ae)  # not patched by somebody else
     handle = patch(module.ae)
+    lay_back = _lay_by_rows(module.ae)
     restore = swap(module, {"loss": _LOSSES[name]})
 
     def undo() -> None:
         restore()
+        lay_back()
         if own:
             handle.undo()
 
     return undo
+
+
+def _lay_by_rows(coder: Any) -> Callable[[], None]:
+    """Put `nn.Linear` weights into memory by latents: shapes and values stay, and what happens to them in a step is
+    faster, the host's part of it too; → what puts them back."""
+    if hasattr(coder, "W_enc"):
+        return lambda: None
+    encoder, decoder = coder.encoder, coder.decoder
+    before = encoder.weight.stride(), decoder.weight.stride()
+    encoder.weight.data = encoder.weight.data.contiguous()
+    decoder.weight.data = decoder.weight.data.mT.contiguous().mT
+
+    def lay_back() -> None:
+        for weight, stride in zip((encoder.weight, decoder.weight), before, strict=True):
+            data = weight.data
+            weight.data = torch.empty_strided(data.shape, stride, dtype=data.dtype, device=data.device).copy_(data)
+
+    return lay_back
 
 
 def fits(self: Any, x: Tensor) -> bool:
@@ -100,7 +123,10 @@ def fits(self: Any, x: Tensor) -> bool:
         return False
     if hasattr(self, "W_enc"):
         return True
-    return x.numel() > FEW * x.shape[-1] and _unheard(self.encoder) and _unheard(self.decoder)
+    if not _unheard(self.encoder) or not _unheard(self.decoder):
+        return False
+    by_rows = self.encoder.weight.stride(1) == 1 and self.decoder.weight.stride(0) == 1
+    return by_rows or x.numel() > FEW * x.shape[-1]
 
 
 def _unheard(part: nn.Module) -> bool:

@@ -221,6 +221,19 @@ def test_jumprelu_with_and_without_b_dec(apply: bool) -> None:
         torch.testing.assert_close(coder(data()), theirs)
 
 
+def test_few_tokens_of_weights_that_lie_by_rows() -> None:
+    """The host's own path is for those by columns."""
+    one = trainer("topk")
+    expected = one.ae(data(3))
+    with sk.patch(one):
+        acts = one.ae.encode(data(3))
+        assert codes_of(acts) is not None
+        torch.testing.assert_close(one.ae(data(3)), expected)
+    with sk.patch(one.ae):
+        assert codes_of(one.ae.encode(data(3))) is None
+        torch.testing.assert_close(one.ae(data(3)), expected)
+
+
 def test_ghosts_hooks_and_edits_are_the_hosts() -> None:
     coder = made("relu")
     mask = (torch.arange(M) % 3 == 0)[None]
@@ -425,12 +438,19 @@ def test_a_trainers_patch_comes_and_goes(kind: str) -> None:
     assert isinstance(one, cls)
     assert type(one.ae) is not coder
     assert one.config["trainer_class"] == cls.__name__
+    strides = {name: parameter.stride() for name, parameter in one.ae.named_parameters()}
     again = copy.deepcopy(one)
     assert type(again) is cls
     assert type(again.ae) is coder
     torch.testing.assert_close(one.loss(data(), step=5), again.loss(data(), step=5))
     assert type(pickle.loads(pickle.dumps(one.ae))) is coder
+    one.ae.load_state_dict(again.ae.state_dict())
+    assert {name: parameter.stride() for name, parameter in one.ae.named_parameters()} == strides
     handle.undo()
+    fresh = trainer(kind).ae
+    for name, parameter in one.ae.named_parameters():
+        assert parameter.stride() == fresh.get_parameter(name).stride()
+        assert torch.equal(parameter, fresh.get_parameter(name))
     assert type(one) is cls
     assert type(one.ae) is coder
     with sk.patch(one.ae):
