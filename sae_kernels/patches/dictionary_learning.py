@@ -25,7 +25,7 @@ from ._acts import codes_of, dense_acts
 from ._swap import host, swap
 from ._versions import class_name, outside
 
-FEW = 32
+FEW = 128
 MODULE = "dictionary_learning."
 Codes = Callable[[Any, Tensor], SparseCodes]
 

@@ -53,6 +53,12 @@ FLAGS: dict[str, list[dict[str, Any]]] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that small tests do not run the host's path only."""
+    monkeypatch.setattr(ours, "FEW", 4)
+
+
 def home(module: str) -> Any:
     return importlib.import_module(f"dictionary_learning.{module}")
 
