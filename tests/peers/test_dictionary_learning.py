@@ -288,9 +288,12 @@ def test_autocast(kind: str) -> None:
             out, acts = coder(x, output_features=True)
             again = coder.decode(coder.encode(x))
         assert out.dtype == again.dtype
-        found[who] = out.detach(), acts.detach()
+        grads = torch.autograd.grad(again.float().square().mean(), list(coder.parameters()), allow_unused=True)
+        found[who] = [out.detach(), acts.detach(), *[grad for grad in grads if grad is not None]]
     for mine, theirs in zip(found["mine"], found["theirs"], strict=True):
         assert mine.dtype == theirs.dtype
+    for mine, theirs in zip(found["mine"][2:], found["theirs"][2:], strict=True):
+        assert float((mine - theirs).norm()) <= 0.05 * float(theirs.norm())
     rms = lambda tensor: float((tensor - truth).square().mean().sqrt())  # noqa: E731
     assert rms(found["mine"][0].float()) <= 1.5 * rms(found["theirs"][0].float())
 
@@ -390,6 +393,31 @@ def test_gradients_and_logs_of_a_step(kind: str) -> None:
     assert mine[3] == pytest.approx(theirs[3], rel=1e-5)
     assert mine[3]["dead_features"] > 0
     torch.testing.assert_close(mine[4], theirs[4])
+
+
+@pytest.mark.parametrize("kind", TRAINERS)
+def test_a_step_in_autocast(kind: str) -> None:
+    """As the host trains on a GPU."""
+    found = {}
+    for who in ("theirs", "mine"):
+        one = trainer(kind, torch.float32)
+        one.num_tokens_since_fired[::3] = one.dead_feature_threshold
+        with patched(one, who == "mine"):
+            with torch.autocast("cpu", torch.bfloat16):
+                logged = one.loss(data(2000, dtype=torch.float32), step=5, logging=True)
+                loss = one.loss(data(2000, dtype=torch.float32), step=5)
+            grads = torch.autograd.grad(loss, list(one.ae.parameters()))
+        found[who] = logged, grads, one.ae.threshold, loss
+    mine, theirs = found["mine"], found["theirs"]
+    assert mine[0].losses == pytest.approx(theirs[0].losses, rel=2e-2)
+    assert [mine[0].x_hat.dtype, mine[0].f.dtype, mine[3].dtype] == [
+        theirs[0].x_hat.dtype,
+        theirs[0].f.dtype,
+        theirs[3].dtype,
+    ]
+    torch.testing.assert_close(mine[2], theirs[2], rtol=2e-2, atol=1e-3)
+    for a, b in zip(mine[1], theirs[1], strict=True):
+        assert float((a - b).norm()) <= 0.1 * float(b.norm())
 
 
 @pytest.mark.parametrize("kind", TRAINERS)
