@@ -51,12 +51,10 @@ struct ExactTile {
     SK_UNROLL
     for (int p = 0; p < kCount * rows; ++p) even[p] = odd[p] = vf{};
     int64_t i = 0;
-    for (; i + kStep <= d; i += kStep) {
-      ahead.step<rows * kStep / kLine>();
-      for (int j = 0; j < kStep; j += 2 * kLanes) {
-        add<kCount>(x, w, i + j, even);
-        add<kCount>(x, w, i + j + kLanes, odd);
-      }
+    for (; i + 2 * kLanes <= d; i += 2 * kLanes) {
+      if (i % kStep == 0) ahead.step<rows * kStep / kLine>();
+      add<kCount>(x, w, i, even);
+      add<kCount>(x, w, i + kLanes, odd);
     }
     for (; i < d; i += kLanes) {
       const int n = d - i < kLanes ? int(d - i) : kLanes;

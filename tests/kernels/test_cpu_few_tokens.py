@@ -97,7 +97,9 @@ def above(problem: Problem, theta: Tensor) -> None:
 
 
 @pytest.mark.parametrize("n", COUNTS)
-@pytest.mark.parametrize(("d", "m", "k"), [(64, 2000, 20), (67, 333, 333), (769, 500, 32), (1, 1, 1), (4096, 120, 9)])
+@pytest.mark.parametrize(
+    ("d", "m", "k"), [(64, 2000, 20), (67, 333, 333), (300, 400, 7), (769, 500, 32), (1, 1, 1), (4096, 120, 9)]
+)
 @pytest.mark.usefixtures("way")
 def test_the_choice_is_exact(n: int, d: int, m: int, k: int) -> None:
     problem = normal(n, d, m)
@@ -110,7 +112,7 @@ def test_the_choice_is_exact(n: int, d: int, m: int, k: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:])
-@pytest.mark.parametrize("d", [64, 768])
+@pytest.mark.parametrize("d", [64, 300, 768])
 @pytest.mark.usefixtures("way")
 def test_16_bit_inputs(dtype: torch.dtype, d: int) -> None:
     for n in (1, 3, 21):

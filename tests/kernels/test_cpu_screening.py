@@ -54,7 +54,8 @@ def select(problem: Problem, k: int, among: Tensor | None = None) -> list[Tensor
 
 
 @pytest.mark.parametrize(
-    ("n", "d", "m", "k"), [(40, 64, 2000, 20), (9, 768, 1500, 32), (5, 4096, 900, 9), (3, 1, 1, 1), (17, 67, 333, 333)]
+    ("n", "d", "m", "k"),
+    [(40, 64, 2000, 20), (9, 768, 1500, 32), (5, 4096, 900, 9), (3, 1, 1, 1), (17, 67, 333, 333), (8, 300, 600, 9)],
 )
 def test_the_choice_is_exact(n: int, d: int, m: int, k: int) -> None:
     problem = normal(n, d, m)
@@ -66,7 +67,7 @@ def test_the_choice_is_exact(n: int, d: int, m: int, k: int) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_16_bit_inputs(dtype: torch.dtype) -> None:
-    for d, k in ((64, 30), (768, 30), (64, 1)):
+    for d, k in ((64, 30), (300, 8), (768, 30), (64, 1)):
         problem = normal(21, d, 1700, dtype)
         expect(problem, k, select(problem, k))
 

@@ -205,8 +205,9 @@ typedef struct sk_kernels {
   sk_status (*screened_batch_finish)(int32_t dtype, sk_screened_batch state, sk_matrix x, sk_matrix W, const float *bias,
                                      int32_t relu, int64_t *offsets, void *values, int32_t *indices, int32_t threads);
 
-  /* A few tokens, in one call: scores x . W + bias (W.rows,) summed in fp32 as sddmm does, the same whether screened or not.
-   * bias is of the dtype, or NULL. Scratch: some KB a token and thread, and 16 bytes for each candidate. */
+  /* A few tokens, in one call: scores x . W + bias (W.rows,) summed in fp32, the same whether screened or not; products have
+   * the bits of sddmm, but in bf16, where its order is another. bias is of the dtype, or NULL. Scratch: some KB a token and
+   * thread, and 16 bytes for each candidate. */
 
   sk_status (*few_topk)(int32_t dtype, sk_matrix x, sk_matrix W, const void *bias, sk_rounded copy,
                         const sk_selection *selections, int64_t count, int32_t threads);
