@@ -8,9 +8,10 @@ namespace screen {
 
 // Added to every norm: what float arithmetic that flushes denormals may not have seen of a row.
 constexpr float kUnseen = 0x1p-100f;
-// Past it sums of products could overflow on their way, even to NaN: such a row, and one that is not finite, gets a
-// NaN for a norm, and nothing bounds its scores.
-constexpr double kLargest = 0x1p60;
+// Past it sums of products could overflow on their way, even to NaN; up to it they stay below 2^103, half a unit in the
+// last place of the largest float, so that no finite bias makes one infinite. A row past it, and one that is not finite,
+// gets a NaN for a norm, and nothing bounds its scores.
+constexpr double kLargest = 0x1p50;
 
 // Sums of squares in float64, in which no float's square over- or underflows.
 struct Squares {

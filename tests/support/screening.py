@@ -11,7 +11,7 @@ from torch import Tensor
 from sae_kernels.kernels._screen import chunks
 from sae_kernels.kernels.sddmm import cpu as sddmm
 
-INF, NAN = float("inf"), float("nan")
+INF, NAN, LARGEST = float("inf"), float("nan"), torch.finfo(torch.float32).max
 Problem = tuple[Tensor, Tensor, Tensor]  # x, W, b
 
 
@@ -22,7 +22,7 @@ def cut_small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def exact_scores(x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
-    """Every score as screening computes the ones that matter. 16-bit inputs: for d in multiples of 64."""
+    """Every score as screening computes the ones that matter."""
     n, m = x.shape[0], W.shape[0]
     everything = torch.arange(m, dtype=torch.int32).repeat(n, 1)
     z = sddmm.run(x.float(), W.float(), everything, None, None)
@@ -44,6 +44,10 @@ def _with(tensor: Tensor, *places: tuple[object, float]) -> Tensor:
     return tensor
 
 
+def _by_turns(count: int, even: float, odd: float) -> Tensor:
+    return torch.where(torch.arange(count) % 2 == 0, even, odd)
+
+
 SPECIAL = [((slice(None, None, 101), 3), NAN), ((slice(5, None, 90), 0), INF), ((slice(6, None, 50), 1), -INF)]
 HARD: dict[str, Callable[[Tensor, Tensor, Tensor], Problem]] = {
     "huge": lambda x, W, b: (x * 1e15, W * 1e15, b),
@@ -54,6 +58,13 @@ HARD: dict[str, Callable[[Tensor, Tensor, Tensor], Problem]] = {
     "denormal scores": lambda x, W, b: (x * 1e-20, W * 1e-20, b * 0),
     "denormal tokens": lambda x, W, b: (x * 1e-39, W, b * 0),
     "denormal latents": lambda x, W, b: (x, W * 1e-40, b * 1e-39),
+    "denormals against huge": lambda x, W, b: (x * 1e-39, W * 1e14, b * 0),
+    "huge against denormals": lambda x, W, b: (x * 1e13, W * 1e-39, b * 0),
+    "denormals among others": lambda x, W, b: (
+        x * _by_turns(x.shape[1], 1e-39, 1e-30),
+        W * _by_turns(W.shape[1], 1e14, 1),
+        b * 0,
+    ),
     "all equal": lambda x, W, b: (x, W[:1].repeat(W.shape[0], 1), b * 0),
     "zero": lambda x, W, b: (x * 0, W, b * 0),
     "near ties": lambda x, W, b: (x, W[:1] + 1e-6 * W, b * 0),
@@ -63,6 +74,8 @@ HARD: dict[str, Callable[[Tensor, Tensor, Tensor], Problem]] = {
     "rising by less than the bound": lambda x, W, b: (x, W[:1].repeat(W.shape[0], 1), torch.arange(b.numel()) * 1e-6),
     "falling biases": lambda x, W, b: (x, W, -torch.arange(b.numel()) / 1e4),
     "huge biases": lambda x, W, b: (x, W, b * 1e38),
+    "largest biases": lambda x, W, b: (x * 1e13, W * 1e14, LARGEST * (1 - b.abs() * 1e-6)),
+    "biases that scores push past the largest": lambda x, W, b: (x * 1e15, W * 1e16, LARGEST * b.sign()),
     "scales of tokens and latents": lambda x, W, b: (x * _spread((x.shape[0], 1)), W * _spread((W.shape[0], 1)), b),
     "scales of every element": lambda x, W, b: (x * _spread((1, x.shape[1])), W * _spread((1, W.shape[1])), b),
     "outlier columns": lambda x, W, b: (_with(x, ((..., 3), 300.0)), W * _with(torch.ones(W.shape[1]), (5, 1e3)), b),
