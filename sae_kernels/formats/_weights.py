@@ -106,6 +106,8 @@ def assembled(file: Path, architecture: str, config: dict[str, Any], tensors: di
     if len(dtypes) > 1:
         shown = ", ".join(f"{name} {describe(tensor)}" for name, tensor in tensors.items())
         raise FormatError(f"{file}: tensors of several dtypes, expected one: {shown}")
+    if "log_theta" in tensors and bool(tensors["log_theta"].isnan().any()):
+        raise FormatError(f"{file}: a threshold is NaN, expected a number")
     for name, start in BUFFERS.items():
         if name in dict(coder.named_buffers()):
             tensors.setdefault(name, torch.full(coder.get_buffer(name).shape, start))

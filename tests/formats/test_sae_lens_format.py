@@ -156,6 +156,13 @@ def test_dtypes_and_thresholds(tmp_path: Path) -> None:
     torch.testing.assert_close(sk.load(written(tmp_path / "c", config, log, NAMES)).theta.detach(), torch.ones(N))
 
 
+def test_a_threshold_that_is_no_number(tmp_path: Path) -> None:
+    held = tensors("jumprelu")
+    held["threshold"][3] = torch.nan
+    with pytest.raises(FormatError, match="a threshold is NaN"):
+        sk.load(written(tmp_path, {**BASE, "architecture": "jumprelu"}, held, NAMES))
+
+
 @pytest.mark.parametrize("how", ["layer_norm", "constant_norm_rescale"])
 def test_each_token_normalised(tmp_path: Path, how: str) -> None:
     held = tensors("topk")
