@@ -36,9 +36,11 @@ class Later(Tensor):
     _made: Tensor | None
 
     @staticmethod
-    def of(compute: Callable[[], Tensor], shape: tuple[int, ...], like: Tensor) -> Later:
+    def of(
+        compute: Callable[[], Tensor], shape: tuple[int, ...], like: Tensor, cls: type[Later] | None = None
+    ) -> Later:
         """Nothing is computed yet. Gradients are recorded, or not, as they would be now."""
-        made = Tensor._make_wrapper_subclass(Later, shape, dtype=like.dtype, device=like.device)
+        made = Tensor._make_wrapper_subclass(cls or Later, shape, dtype=like.dtype, device=like.device)
         recording = torch.is_grad_enabled()
 
         def as_now() -> Tensor:

@@ -1,7 +1,7 @@
 """What SAELens' encoders compute, as codes: one function for each kind of encoder.
 
-`inside` is the SAE's processed input, (…, d_in). Values are those of the dense acts that the host would give, and
-carry its gradient. SAELens stores W_enc as (d_in, d_sae).
+`inside` is the SAE's processed input, (…, d_in). Values are those that W_dec is multiplied with, and carry the host's
+gradient: the dense acts that the host would give, except where it rescales them. SAELens stores W_enc as (d_in, d_sae).
 """
 
 from __future__ import annotations
@@ -35,38 +35,118 @@ def gated(self: Any, inside: Tensor) -> SparseCodes:
 
 
 def topk(self: Any, inside: Tensor, *more: TopK) -> tuple[SparseCodes, ...]:
-    """ReLU(TopK(z)), z = x W_enc + b_enc, times ‖W_dec_i‖ where the SAE rescales; further selections of z likewise."""
-    selections = (TopK(int(self.cfg.k)), *more)
-    if not self.cfg.rescale_acts_by_decoder_norm:
-        return encode(inside, self.W_enc.mT, self.b_enc, selections)
+    """ReLU(z) where z ‖W_dec_i‖ (or z, unless the SAE rescales) is among the k largest, z = x W_enc + b_enc; further
+    selections likewise. Values are z's: `rescaled` gives acts."""
+    return selected(self, inside, (TopK(int(self.cfg.k)), *more))
+
+
+def selected(self: Any, inside: Tensor, selections: tuple[TopK, ...]) -> tuple[SparseCodes, ...]:
+    """Selections of the (rescaled) z, with z for values."""
+    if not rescales(self):
+        return encode(inside, rows(self), self.b_enc, selections)
     with torch.no_grad():
-        norms = self.W_dec.norm(dim=-1)
-        chosen = encode(inside, self.W_enc.mT * norms[:, None], self.b_enc * norms, selections)
-    return tuple(rescaled(self, inside, codes) for codes in chosen)
+        norms, W, b = _scaled(self)
+        chosen = encode(inside, W, b, selections)
+    return tuple(_unscaled(self, inside, codes, W, norms) for codes in chosen)
 
 
 def batch_topk(self: Any, inside: Tensor) -> SparseCodes:
-    """The int(k · tokens) largest of the batch among the ReLU'd z (k need not be whole), rescaled as in `topk`."""
+    """The int(k · tokens) largest of the batch among the ReLU'd z (k need not be whole), as in `topk`."""
     flat = inside.reshape(-1, inside.shape[-1])
     count = int(self.cfg.k * flat.shape[0])
     op = torch.ops.sae_kernels.linear_batch_topk
-    if not self.cfg.rescale_acts_by_decoder_norm:
-        values, indices, offsets = op(flat, self.W_enc.mT, self.b_enc, count, True)
+    if not rescales(self):
+        values, indices, offsets = op(flat, rows(self), self.b_enc, count, True)
         return SparseCodes(values, indices, self.cfg.d_sae, offsets, tuple(inside.shape[:-1]))
     with torch.no_grad():
-        norms = self.W_dec.norm(dim=-1)
-        values, indices, offsets = op(flat, self.W_enc.mT * norms[:, None], self.b_enc * norms, count, True)
-    return rescaled(self, inside, SparseCodes(values, indices, self.cfg.d_sae, offsets, tuple(inside.shape[:-1])))
+        norms, W, b = _scaled(self)
+        values, indices, offsets = op(flat, W, b, count, True)
+    codes = SparseCodes(values, indices, self.cfg.d_sae, offsets, tuple(inside.shape[:-1]))
+    return _unscaled(self, inside, codes, W, norms)
 
 
-def rescaled(self: Any, inside: Tensor, chosen: SparseCodes) -> SparseCodes:
-    """Chosen slots with their values (x·w_i + b_i) ‖d_i‖ computed again so that they have gradients, 0 where the choice
-    left 0. Only the chosen rows are touched, where the derivative of the scaled weights would go over all of them."""
-    if not torch.is_grad_enabled():
-        return chosen
+def rescales(self: Any) -> bool:
+    """Whether acts are z ‖W_dec_i‖, which decoding takes back."""
+    return bool(getattr(self.cfg, "rescale_acts_by_decoder_norm", False))
+
+
+def rescaled(self: Any, codes: SparseCodes) -> SparseCodes:
+    """Codes with the host's acts for values, from those with z."""
+    if not rescales(self):
+        return codes
+    return codes.with_values(codes.values * self.W_dec.norm(dim=-1)[codes.indices.long()])
+
+
+def rows(self: Any) -> Tensor:
+    """W_enc as (d_sae, d_in): for a pass with gradients, which reads rows again, a copy; else a view."""
+    return self.W_enc.mT.contiguous() if torch.is_grad_enabled() else self.W_enc.mT
+
+
+def _scaled(self: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """‖W_dec_i‖, and the rows of W_enc and b_enc times it."""
+    norms = self.W_dec.norm(dim=-1)
+    W = self.W_enc.mT.clone(memory_format=torch.contiguous_format)  # transposed first: a product of both would crawl
+    return norms, W.mul_(norms[:, None]), self.b_enc * norms
+
+
+def _unscaled(self: Any, inside: Tensor, chosen: SparseCodes, W: Tensor, norms: Tensor) -> SparseCodes:
+    """Codes with z for values, and z's gradients, from those with z ‖d_i‖, d_i the rows of W_dec.
+
+    What is decoded is (z ‖d_i‖) / ‖d_i‖, whose derivative with respect to ‖d_i‖ is 0: no gradient goes that way, where
+    the host computes two that cancel.
+    """
     at = chosen.indices.long()
-    values = (products(inside, self.W_enc.mT, chosen) + self.b_enc[at]) * self.W_dec.norm(dim=-1)[at]
-    return chosen.with_values(torch.where(chosen.values != 0, values, 0.0))
+    if not torch.is_grad_enabled():
+        return chosen.with_values(_divided(chosen.values, norms[at]))
+    if torch.is_autocast_enabled(inside.device.type):
+        values = products(inside, self.W_enc.mT, chosen) + self.b_enc[at]
+        return chosen.with_values(torch.where(chosen.values != 0, values, 0.0))
+    _, indices, offsets = chosen.flat()
+    flat = inside.reshape(-1, inside.shape[-1])
+    scaled = chosen.values.reshape(indices.shape)
+    z = _Slots.apply(flat, self.W_enc, self.b_enc, scaled, indices, offsets, W, norms)
+    return chosen.with_values(z.view(chosen.values.shape))
+
+
+def _divided(values: Tensor, norms: Tensor) -> Tensor:
+    """0 where the value is: also of a row of W_dec that is 0."""
+    return torch.where(values != 0, values / norms, 0.0)
+
+
+class _Slots(torch.autograd.Function):
+    """z_s = x_n · w_i + b_i of slots, from their z_s ‖d_i‖, and its gradients for x, W_enc and b_enc."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        W_enc: Tensor,
+        b_enc: Tensor,
+        scaled: Tensor,
+        indices: Tensor,
+        offsets: Tensor | None,
+        W: Tensor,
+        norms: Tensor,
+    ) -> Tensor:
+        """W: the rows w_i ‖d_i‖."""
+        norms = norms[indices.long()]
+        ctx.save_for_backward(x, scaled, indices, offsets, W, norms)
+        return _divided(scaled, norms)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Through slots that are not empty."""
+        x, scaled, indices, offsets, W, norms = ctx.saved_tensors
+        grad = torch.where(scaled != 0, grad, 0.0)
+        dx = dW = db = None
+        if ctx.needs_input_grad[0]:
+            dx = torch.ops.sae_kernels.spmm(_divided(grad, norms), indices, offsets, W)
+        if ctx.needs_input_grad[1]:
+            dW = torch.ops.sae_kernels.spmm_t(grad, indices, offsets, x, len(W)).mT
+        if ctx.needs_input_grad[2]:
+            db = grad.new_zeros(len(W)).index_add_(0, indices.flatten().long(), grad.flatten())
+        return dx, dW, db, None, None, None, None, None
 
 
 def products(inside: Tensor, W: Tensor, codes: SparseCodes) -> Tensor:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from ..codes import SparseCodes
-from ..ops import TopK, decode, encode, prefix_decode
+from ..ops import TopK, decode, prefix_decode
 from . import _sae_lens_codes as kinds
-from ._acts import dense_acts
 from ._later import Later
+from ._later_acts import LaterActs
 from ._swap import host
 
 
@@ -33,7 +33,7 @@ def batch_topk_pass(self: Any, step_input: Any) -> Any:
     inside = self.process_sae_in(step_input.sae_in)
     codes = kinds.batch_topk(self, inside)
     output = _finish(self, step_input, inside, codes, _aux_codes(self, step_input, inside))
-    self.update_topk_threshold(codes.values.detach())
+    _update_threshold(self, codes)
     output.metrics["topk_threshold"] = self.topk_threshold
     return output
 
@@ -45,11 +45,11 @@ def matryoshka_pass(self: Any, step_input: Any) -> Any:
     inside = self.process_sae_in(step_input.sae_in)
     codes = kinds.batch_topk(self, inside)
     output = _finish(self, step_input, inside, codes, _aux_codes(self, step_input, inside))
-    self.update_topk_threshold(codes.values.detach())
+    _update_threshold(self, codes)
     output.metrics["topk_threshold"] = self.topk_threshold
     widths = list(self.cfg.matryoshka_widths[:-1])
     if widths:
-        inner = prefix_decode(_unscaled(self, codes), self.W_dec, self.b_dec, widths)
+        inner = prefix_decode(codes, self.W_dec, self.b_dec, widths)
         for width, reconstruction in zip(widths, inner, strict=True):
             given = self.run_time_activation_norm_fn_out(reconstruction)
             loss = self.mse_loss_fn(given, step_input.sae_in).sum(dim=-1).mean()
@@ -60,7 +60,7 @@ def matryoshka_pass(self: Any, step_input: Any) -> Any:
 
 def _finish(self: Any, step_input: Any, inside: Tensor, codes: SparseCodes, aux: SparseCodes | None) -> Any:
     """Decode, the losses, and the host's TrainStepOutput."""
-    out = self.hook_sae_recons(decode(_unscaled(self, codes), self.W_dec, self.b_dec))
+    out = self.hook_sae_recons(decode(codes, self.W_dec, self.b_dec))
     sae_out = self.reshape_fn_out(self.run_time_activation_norm_fn_out(out), self.d_head)
     mse = self.mse_loss_fn(sae_out, step_input.sae_in).sum(dim=-1).mean()
     auxiliary = _aux_loss(self, step_input, sae_out, aux)
@@ -84,7 +84,7 @@ def _aux_loss(self: Any, step_input: Any, sae_out: Tensor, aux: SparseCodes | No
             f"(normalize_activations={self.cfg.normalize_activations!r})."
         )
     residual = (step_input.sae_in - sae_out).detach()
-    recons = self.reshape_fn_out(decode(_unscaled(self, aux), self.W_dec, None), self.d_head)
+    recons = self.reshape_fn_out(decode(aux, self.W_dec, None), self.d_head)
     scale = min(int(step_input.dead_neuron_mask.sum()) / (step_input.sae_in.shape[-1] // 2), 1.0)
     return self.cfg.aux_loss_coefficient * scale * (recons - residual).pow(2).sum(dim=-1).mean()
 
@@ -99,26 +99,19 @@ def _aux_selection(self: Any, step_input: Any) -> tuple[TopK, ...]:
 
 def _aux_codes(self: Any, step_input: Any, inside: Tensor) -> SparseCodes | None:
     wanted = _aux_selection(self, step_input)
-    if not wanted:
-        return None
-    if not self.cfg.rescale_acts_by_decoder_norm:
-        return encode(inside, self.W_enc.mT, self.b_enc, wanted[0])
-    with torch.no_grad():
-        norms = self.W_dec.norm(dim=-1)
-        chosen = encode(inside, self.W_enc.mT * norms[:, None], self.b_enc * norms, wanted[0])
-    return kinds.rescaled(self, inside, chosen)
+    return kinds.selected(self, inside, wanted)[0] if wanted else None
 
 
-def _unscaled(self: Any, codes: SparseCodes) -> SparseCodes:
-    if not self.cfg.rescale_acts_by_decoder_norm:
-        return codes
-    return codes.with_values(codes.values * (1 / self.W_dec.norm(dim=-1))[codes.indices.long()])
+@torch.no_grad()
+def _update_threshold(self: Any, codes: SparseCodes) -> None:
+    self.update_topk_threshold(kinds.rescaled(self, codes.detach()).values)
 
 
 def _as_host(self: Any, codes: SparseCodes) -> Tensor:
-    """Dense acts; torch's sparse ones where the SAE was asked for them."""
+    """Dense acts, made if somebody reads them; torch's sparse ones where the SAE was asked for them."""
     if not getattr(self.activation_fn, "use_sparse_activations", False):
-        return dense_acts(codes)
+        return LaterActs.of_codes(codes, lambda codes: kinds.rescaled(self, codes))
+    codes = kinds.rescaled(self, codes)
     places = torch.stack([codes.rows(), codes.indices.flatten().long()])
     shape = (codes.n_rows, codes.d_sae)
     sparse = torch.sparse_coo_tensor(places, codes.values.flatten(), shape, check_invariants=False)

@@ -87,7 +87,8 @@ def _make_encode(codes: Codes) -> Callable[..., Any]:
         """Dense acts, as the host's, that remember their codes."""
         if not quiet(self) or _sparse_wanted(self):
             return host(self).encode(self, x)
-        return self.hook_sae_acts_post(dense_acts(codes(self, self.process_sae_in(x))))
+        acts = codes_of_kind.rescaled(self, codes(self, self.process_sae_in(x)))
+        return self.hook_sae_acts_post(dense_acts(acts))
 
     return encode
 
@@ -95,12 +96,12 @@ def _make_encode(codes: Codes) -> Callable[..., Any]:
 def _decode(self: Any, feature_acts: Tensor) -> Tensor:
     """From the codes that the acts remember; the host's own path for any others."""
     codes = codes_of(feature_acts)
-    return host(self).decode(self, feature_acts) if codes is None else decode_codes(self, codes)
+    return host(self).decode(self, feature_acts) if codes is None else decode_codes(self, _unscaled(self, codes))
 
 
 def decode_codes(self: Any, codes: SparseCodes) -> Tensor:
-    """As the host's decode, with its hooks, normalisation and reshaping."""
-    out = self.hook_sae_recons(decode(_unscaled(self, codes), self.W_dec, self.b_dec))
+    """As the host's decode of codes that are not rescaled, with its hooks, normalisation and reshaping."""
+    out = self.hook_sae_recons(decode(codes, self.W_dec, self.b_dec))
     if not isinstance_of(self, "transcoder:Transcoder"):
         out = self.reshape_fn_out(self.run_time_activation_norm_fn_out(out), self.d_head)
     return out
@@ -108,7 +109,7 @@ def decode_codes(self: Any, codes: SparseCodes) -> Tensor:
 
 def _unscaled(self: Any, codes: SparseCodes) -> SparseCodes:
     """Acts over ‖W_dec_i‖, where the SAE rescales them."""
-    if not getattr(self.cfg, "rescale_acts_by_decoder_norm", False):
+    if not codes_of_kind.rescales(self):
         return codes
     return codes.with_values(codes.values * (1 / self.W_dec.norm(dim=-1))[codes.indices.long()])
 

@@ -301,3 +301,77 @@ def test_it_declines_what_it_does_not_know() -> None:
     with pytest.raises(BackendError, match=r"activation_fn is a Tanh, expected ReLU or TopK or BatchTopK"):
         sk.patch(topk)
     assert "sae_lens" in str(sk.explain("patch", topk))
+
+
+@pytest.mark.parametrize("kind", ["train topk", "train topk plain", "train batchtopk"])
+def test_acts_of_the_training_pass_have_their_gradients(kind: str) -> None:
+    from sae_lens.saes.sae import TrainStepInput
+
+    sae, x = made(kind), data()
+    patched = copy.deepcopy(sae)
+    sk.patch(patched)
+    found = []
+    for each in (patched, sae):
+        out = each.training_forward_pass(TrainStepInput(x, {}, None, 0, False))
+        weight = torch.randn(N, M, generator=torch.Generator().manual_seed(3), dtype=x.dtype)
+        (out.loss + (out.feature_acts * weight).sum()).backward()
+        found.append({name: parameter.grad for name, parameter in each.named_parameters()})
+    for name, grad in found[1].items():
+        torch.testing.assert_close(found[0][name], grad, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("kind", ["train topk", "train batchtopk", "train matryoshka"])
+def test_saelens_own_trainer(kind: str) -> None:
+    """Its steps, with what it counts of the acts."""
+    from sae_lens.config import SAETrainerConfig
+    from sae_lens.training.sae_trainer import SAETrainer
+
+    sae = made(kind)
+    patched = copy.deepcopy(sae)
+    sk.patch(patched)
+    trainers = []
+    for each in (patched, sae):
+        config = SAETrainerConfig(total_training_samples=10 * N, train_batch_size_samples=N, lr=1e-3, lr_end=1e-4)
+        trainer = SAETrainer(config, each, data_provider=iter(()))
+        trainer.n_forward_passes_since_fired[::5] = 2000.0  # dead, but for those that fire
+        trainers.append(trainer)
+    for i in range(3):
+        for trainer in trainers:
+            trainer.step(data() * (1 + i))
+    mine, theirs = trainers
+    torch.testing.assert_close(mine.act_freq_scores, theirs.act_freq_scores)
+    torch.testing.assert_close(mine.n_forward_passes_since_fired, theirs.n_forward_passes_since_fired)
+    for name, parameter in theirs.sae.named_parameters():
+        torch.testing.assert_close(mine.sae.get_parameter(name), parameter, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["train topk", "train batchtopk"])
+def test_saelens_own_trainer_makes_nothing_dense(kind: str) -> None:
+    from sae_lens.config import SAETrainerConfig
+    from sae_lens.training.sae_trainer import SAETrainer
+
+    n, d_sae = 1024, 8192
+    sae = made(kind, dtype="float32", d_sae=d_sae)
+    sk.patch(sae)
+    config = SAETrainerConfig(total_training_samples=10 * n, train_batch_size_samples=n, lr_end=1e-4)
+    trainer = SAETrainer(config, sae, data_provider=iter(()))
+    with sk.use("cpu"), NoDense(n, d_sae) as watched:
+        trainer.step(data(n, dtype=torch.float32))
+    assert watched.seen > 0
+
+
+def test_counting_what_fired_leaves_acts_unmade() -> None:
+    from sae_lens.saes.sae import TrainStepInput
+
+    sae = made("train topk")
+    sk.patch(sae)
+    acts = sae.training_forward_pass(TrainStepInput(data(), {}, None, 0, False)).feature_acts
+    fired = acts.bool().float()
+    counts = [fired.sum(-2), fired.sum(0)]
+    assert acts._made is None
+    assert fired._made is None
+    for count in counts:
+        torch.testing.assert_close(count, (acts != 0).float().sum(0))
+    for other in (lambda a: a.bool().float().sum(), lambda a: a.bool().sum(0), lambda a: a.sum(0), lambda a: a.float()):
+        fresh = sae.training_forward_pass(TrainStepInput(data(), {}, None, 0, False)).feature_acts
+        torch.testing.assert_close(other(fresh), other(acts.detach().clone()))
