@@ -30,7 +30,8 @@ ahead: $(VENV)/.developing
 SANITIZE_TESTS ?= tests/kernels/test_cpu_fuzz.py tests/kernels/test_cpu_binding.py tests/kernels/test_ops_malformed.py \
 	tests/kernels/test_ops_layouts.py tests/kernels/test_ops_linear.py \
 	tests/kernels/test_ops_products.py tests/kernels/test_ops_adam.py tests/kernels/test_ops_latent_topn.py \
-	tests/kernels/test_ops_prefix.py tests/kernels/test_ops_topk.py tests/kernels/test_ops_transpose.py
+	tests/kernels/test_ops_prefix.py tests/kernels/test_ops_topk.py tests/kernels/test_ops_transpose.py $(LONGER_TESTS)
+LONGER_TESTS := tests/kernels/test_cpu_few_tokens.py tests/kernels/test_cpu_gather.py tests/kernels/test_cpu_int8.py
 SANITIZE_FUZZ ?= 200
 PRELOADED = $(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libstdc++.so)
 sanitize: $(VENV)/.developing
@@ -44,7 +45,7 @@ sanitize: $(VENV)/.developing
 	isas=$$($(BIN)/python -c 'from sae_kernels.kernels import _cpu; print(*_cpu.isas())') && test -n "$$isas" || exit 1; \
 	for isa in $$isas; do \
 		echo "sanitized: $$isa"; \
-		SAE_KERNELS_ISA=$$isa $(BIN)/python -m pytest -q --capture=sys -p no:cacheprovider -k cpu $(SANITIZE_TESTS) || exit 1; \
+		SAE_KERNELS_ISA=$$isa $(BIN)/python -m pytest -q --capture=sys -p no:cacheprovider -k "cpu and not every_isa" $(SANITIZE_TESTS) || exit 1; \
 	done
 
 # The C++ kernels built for 64-bit Arm and run by an emulator, called from the Python and torch of this machine; passed
@@ -52,7 +53,7 @@ sanitize: $(VENV)/.developing
 ARM_CXX ?= aarch64-linux-gnu-g++
 ARM_EMULATOR ?= $(firstword $(shell command -v qemu-aarch64-static qemu-aarch64))
 ARM_ROOT ?= /usr/aarch64-linux-gnu
-ARM_TESTS ?= $(SANITIZE_TESTS) tests/kernels/test_cpu_screening.py
+ARM_TESTS ?= $(filter-out $(LONGER_TESTS),$(SANITIZE_TESTS)) tests/kernels/test_cpu_screening.py
 ARM_FUZZ ?= 50
 arm: $(if $(and $(ARM_EMULATOR),$(shell command -v $(ARM_CXX))),$(VENV)/.developing arm-emulated,arm-passed-over)
 arm-passed-over:
@@ -66,7 +67,7 @@ arm-emulated: $(VENV)/.developing
 	PATH="$(abspath $(BIN)):$$PATH" cmake --build build/arm
 	SAE_KERNELS_REQUIRE_CPU=1 SAE_KERNELS_FUZZ=$(ARM_FUZZ) PYTHONPATH=tests/support/emulated \
 		SAE_KERNELS_EMULATED="$(ARM_EMULATOR) -L $(ARM_ROOT) $(CURDIR)/build/arm/kernels_server" \
-		$(BIN)/python -m pytest -q -p emulated -p no:cacheprovider -k "cpu and not in_every_isa" $(ARM_TESTS)
+		$(BIN)/python -m pytest -q -p emulated -p no:cacheprovider -k "cpu and not every_isa" $(ARM_TESTS)
 
 # SAELens, sparsify, dictionary_learning and circuit-tracer themselves, in an environment of their own (2 GB), as judges.
 # Not with all they ask for: a torchvision that goes with a CUDA build of torch breaks transformers.
