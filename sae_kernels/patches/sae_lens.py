@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..codes import SparseCodes
 from ..ops import decode
 from . import _sae_lens_codes as codes_of_kind
 from ._acts import codes_of, dense_acts
+from ._remembered import decode_remembered
 from ._sae_lens_training import batch_topk_pass, matryoshka_pass, topk_pass
 from ._swap import host, swap
 from ._versions import class_name, outside
@@ -94,23 +96,31 @@ def _make_encode(codes: Codes) -> Callable[..., Any]:
 
 
 def _decode(self: Any, feature_acts: Tensor) -> Tensor:
-    """From the codes that the acts remember; the host's own path for any others."""
+    """From the codes that the acts remember; the host's own path for any others, and for rescaled ones that want a
+    gradient, which they get through their norms too."""
     codes = codes_of(feature_acts)
-    return host(self).decode(self, feature_acts) if codes is None else decode_codes(self, _unscaled(self, codes))
+    if codes is None or (codes_of_kind.rescales(self) and torch.is_grad_enabled() and feature_acts.requires_grad):
+        return host(self).decode(self, feature_acts)
+    if codes_of_kind.rescales(self):
+        return decode_codes(self, _unscaled(self, codes))
+    return _finished(self, decode_remembered(feature_acts, codes, self.W_dec) + self.b_dec)
 
 
 def decode_codes(self: Any, codes: SparseCodes) -> Tensor:
     """As the host's decode of codes that are not rescaled, with its hooks, normalisation and reshaping."""
-    out = self.hook_sae_recons(decode(codes, self.W_dec, self.b_dec))
+    return _finished(self, decode(codes, self.W_dec, self.b_dec))
+
+
+def _finished(self: Any, out: Tensor) -> Tensor:
+    """What follows the product in the host's decode."""
+    out = self.hook_sae_recons(out)
     if not isinstance_of(self, "transcoder:Transcoder"):
         out = self.reshape_fn_out(self.run_time_activation_norm_fn_out(out), self.d_head)
     return out
 
 
 def _unscaled(self: Any, codes: SparseCodes) -> SparseCodes:
-    """Acts over ‖W_dec_i‖, where the SAE rescales them."""
-    if not codes_of_kind.rescales(self):
-        return codes
+    """Acts over ‖W_dec_i‖."""
     return codes.with_values(codes.values * (1 / self.W_dec.norm(dim=-1))[codes.indices.long()])
 
 

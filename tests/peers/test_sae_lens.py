@@ -200,6 +200,20 @@ def test_the_error_term() -> None:
         torch.testing.assert_close(sae(data()), data())
 
 
+@pytest.mark.parametrize("kind", ["topk", "topk rescaled", "jumprelu", "gated", "transcoder", "train topk"])
+def test_acts_have_their_gradient(kind: str) -> None:
+    """As attribution asks for it: of the output to the dense acts, also where they are 0."""
+    sae = made(kind)
+    found = []
+    for patched in (False, True):
+        handle = sk.patch(sae) if patched else None
+        acts = sae.encode(data())
+        found.append(torch.autograd.grad(sae.decode(acts).square().sum(), [acts, sae.W_dec, sae.b_dec]))
+        if handle:
+            handle.undo()
+    torch.testing.assert_close(found[1], found[0])
+
+
 def test_edited_acts_are_decoded_as_edited() -> None:
     """An ablation and a clamp, as people steer."""
     for kind in ("topk", "jumprelu", "standard"):
