@@ -13,7 +13,7 @@ demo: $(VENV)/.installed
 test: $(VENV)/.developing
 	SAE_KERNELS_REQUIRE_CPU=1 $(BIN)/python -m pytest
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -k triton -m "not big and not slow" \
-		tests/kernels tests/ops tests/triton
+		tests/kernels tests/ops tests/on_triton
 
 check: $(VENV)/.developing
 	$(BIN)/ruff check .

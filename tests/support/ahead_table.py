@@ -1,4 +1,4 @@
-"""`python tests/support/ahead_table.py` writes tests/triton/kernels.tsv: what every kernel needs on every target, in
+"""`python tests/support/ahead_table.py` writes tests/on_triton/kernels.tsv: what every kernel needs on every target, in
 every dtype and configuration; `--check` compiles them all and compares, which `make ahead` does."""
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent.parent
-TABLE = TESTS / "triton" / "kernels.tsv"
+TABLE = TESTS / "on_triton" / "kernels.tsv"
 sys.path[:] = [*sys.path, *(str(path) for path in (TESTS, TESTS.parent) if str(path) not in sys.path)]
 
 import torch  # noqa: E402
