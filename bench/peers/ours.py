@@ -41,4 +41,6 @@ class Trainer:
     def step(self) -> object:
         """Loss, gradients, Adam."""
         with flushed(torch.get_num_threads()):
-            return take_step(self._run, *self._batch)
+            done = take_step(self._run, *self._batch)
+        self._run.optimizer.zero_grad(set_to_none=True)  # as the others leave it
+        return done

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import sae_kernels as sk
 from bench.peers.host import Call, Host, Learner
@@ -73,24 +73,32 @@ class Race:
                 exact = cast("Learner", host.learner(wide))
                 results[EXACT] = _gradients(exact, _backward(exact, wide.x))
                 del exact
-            yield self._row(host, problem, BACKWARD, contenders, results)
+            yield self._row(host, problem, BACKWARD, contenders, results, learner.module)
         if STEP in asked:
             contenders = {name: _step(each, problem.x) for name, each in learners.items()}
             if ours is not None:
                 contenders[OURS] = ours(problem)
-            yield self._row(host, problem, STEP, contenders, {})
+            yield self._row(host, problem, STEP, contenders, {}, learner.module)
 
     def _row(
-        self, host: Host, problem: Problem, op: str, contenders: dict[str, Call], results: dict[str, Tensor]
+        self,
+        host: Host,
+        problem: Problem,
+        op: str,
+        contenders: dict[str, Call],
+        results: dict[str, Tensor],
+        module: nn.Module | None = None,
     ) -> Row:
         contenders.pop(EXACT, None)
         row: Row = {"host": host.name, "operation": op, "dtype": _name(problem.dtype)}
         row["error"] = _errors(f"{host.name}, {op}", results)
         # twice before: what a patch keeps of weights that stay as they are is there from the second call on
         row["ms"] = interleaved(contenders, self.rounds, warmup=2)
-        row["peak_extra_mib"] = {
-            name: peak_extra_mib(call) if self.memory else None for name, call in contenders.items()
-        }
+        row["peak_extra_mib"] = {}
+        for name, call in contenders.items() if self.memory else ():
+            if module is not None:
+                module.zero_grad(set_to_none=True)  # gradients count
+            row["peak_extra_mib"][name] = peak_extra_mib(call)
         return row
 
 
