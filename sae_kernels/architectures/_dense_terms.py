@@ -40,9 +40,11 @@ def dense_terms(
         the sums; products are in x's, or in autocast's.
 
     Gradients:
-        to x, W_enc, b_enc, θ, norms: those of the two sums, f's to θ by the rectangle, ∂f/∂θ = −(θ/ε) 1[|z − θ| < ε/2].
-        To θ also that of the reconstruction, −(θ/ε) Σ_n 1[…] (∂L/∂x̂_n · d_i), for however wide a window: the caller's
-        decode sends θ nothing. To `reconstruction`: as it comes. To W_dec: none.
+        to x, W_enc, b_enc, θ, norms: those of the two sums, where f's step depends on z − θ and has the slope of the
+        rectangle: with K = 1[|z − θ| < ε/2], ∂f/∂θ = −(θ/ε) K, ∂f/∂z = 1[z > θ] + (θ/ε) K.
+        Also these rectangles' part of the reconstruction's, (θ/ε) K (∂L/∂x̂ · d_i), for however wide a window: the
+        caller's decode sends θ nothing, and z what passes where z > θ. To `reconstruction`: as it comes. To W_dec:
+        none.
 
     Memory: chunks of at most `CHUNK` pairs (of a latent's N pairs, if these are more), about 6 numbers a pair in
     the backward; nothing of them is kept from forward to backward, where z is computed again. Time: one dense product
@@ -108,8 +110,9 @@ class _DenseTerms(torch.autograd.Function):
             slope.mul_(d_tanh * ctx.c * norm)  # ∂L/∂f of the penalty
             df = torch.mm(dy, W_dec[part].to(dy.dtype).mT).to(theta.dtype).add_(slope)
             df.mul_((z - at).abs_() < epsilon[part] / 2)
-            dz = slope.mul_(active).sub_(below * (d_pre * norm))
-            d_theta[part] = d_pre * norm * below.sum(0) - at / epsilon[part] * df.sum(0)
+            df.mul_(at / epsilon[part])
+            dz = slope.mul_(active).sub_(below * (d_pre * norm)).add_(df)
+            d_theta[part] = d_pre * norm * below.sum(0) - df.sum(0)
             db_enc[part] = dz.sum(0)
             dz = dz.to(x.dtype)
             dW_enc[part] = torch.mm(dz.mT, x)

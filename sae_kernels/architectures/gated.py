@@ -20,6 +20,8 @@ from ._rows import unit_rows
 from ._slots import at_slots, latent_sums
 from ._sums import l1, row_norms, squared_error, wide
 
+INITIAL_NORM = 0.1  # of the rows of W_enc
+
 
 @dataclass(frozen=True)
 class GatedConfig(PenaltyConfig):
@@ -50,7 +52,8 @@ class GatedCoder(Penalised):
     free). As in the paper's code it is the decoder that is frozen: b_dec still gets their gradient from where W_enc
     reads x − b_dec.
 
-    At the start: unit rows in random directions in W_dec, the same in W_enc; r_mag, b_mag, b_gate = 0.
+    At the start: unit rows in random directions in W_dec, the same at norm 0.1 in W_enc; r_mag, b_mag, b_gate = 0. Half
+    of all latents are active then: with both at norm 1 their sum is d_sae / 2 d_in times as long as x.
 
     Memory: 8 bytes for each latent whose gate is open (half of them at the start, as for `relu`) and 4 more for π; at
     the peak of a step, in the backward, about 36.
@@ -67,7 +70,7 @@ class GatedCoder(Penalised):
         if config.normalize_decoder:
             self.unit_norm_rows = ("W_dec",)
         rows = unit_rows(torch.randn(config.d_sae, config.d_in))
-        self.W_enc = nn.Parameter(rows.clone())
+        self.W_enc = nn.Parameter(INITIAL_NORM * rows)
         self.b_gate = nn.Parameter(torch.zeros(config.d_sae))
         self.r_mag = nn.Parameter(torch.zeros(config.d_sae))
         self.b_mag = nn.Parameter(torch.zeros(config.d_sae))

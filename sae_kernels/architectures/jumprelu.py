@@ -29,9 +29,10 @@ ANTHROPIC = {
     "tanh_scale": 4.0,
     "pre_act_coefficient": 3e-6,
     "bandwidth": 2.0,
-    "threshold_init": 0.1,
+    "threshold_init": 0.3,
     "normalize_decoder": False,
 }
+INITIAL_NORM = {"l0": 0.5, "quadratic": 0.5, "tanh": 0.1}  # of the rows of W_enc
 DEFAULTS: dict[str, dict[str, Any]] = {"l0": PAPER, "quadratic": PAPER, "tanh": ANTHROPIC}
 
 
@@ -85,15 +86,16 @@ class JumpReLUCoder(Penalised):
 
     Gradients: f passes them to z where z > θ. θ's are straight-through estimates with a rectangle of width ε
     (`bandwidth`), K = 1[|z − θ| < ε/2]: ∂f/∂θ = −(θ/ε) K, ∂1[z > θ]/∂θ = −(1/ε) K, of pairs on both sides of θ. L0
-    trains θ alone; the tanh penalty and the pre-act loss reach z, θ and ‖d_i‖.
+    trains θ alone; the tanh penalty and the pre-act loss reach z, θ and ‖d_i‖. With "tanh" f's step passes its estimate
+    to z too, as in its source: ∂f/∂z = 1[z > θ] + (θ/ε) K (bench/QUALITY.md has what that gains).
 
     So that thresholds move, and L0 with them:
     ε and the initial θ are in units of √(E‖x − b_dec‖² / d_in), which the first batch settles (`input_rms`, saved): it
     is the spread of pre-acts at the start, and a window far narrower than that holds no pairs, so that θ gets no
-    gradient. The paper's ε = 1e-3, for inputs of norm 1 with d_in = 3584, is 0.06 in this unit; the ε = 2 and θ = 0.1
-    of the tanh loss are as in its source, where E‖x‖ = √d_in. (Until `initialise` the unit is 1.)
-    θ starts at one spread, with 16 % of the latents active. The paper's start, 0.06 as well, leaves half of them
-    active, and a long way to go: Adam moves log θ by no more than the learning rate in a step.
+    gradient. The paper's ε = 1e-3, for inputs of norm 1 with d_in = 3584, is 0.06 in this unit; the ε = 2 of
+    the tanh loss is as in its source, where E‖x‖ = √d_in and θ starts at 0.1. (Until `initialise` the unit is 1.)
+    θ starts at two spreads, with 2 % of the latents active ("tanh": three, 0.1 %). The paper's start, 0.06, leaves half
+    of them active, and a long way to go: Adam moves log θ by no more than the learning rate in a step.
     log_theta stays float32 whatever the other weights are, and under autocast: in bfloat16 a step of 1e-3 is lost.
     With 16-bit values ε is at least four of their steps around θ (see `_straight_through.window`).
 
@@ -103,8 +105,9 @@ class JumpReLUCoder(Penalised):
     with z computed again in the backward. Peak: about 150 MiB of scratch whatever N and d_sae, and some 33 bytes for
     each pair with z > θ. Time: five dense products of the size x W_encᵀ beside the encoder's own.
 
-    At the start: unit rows in random directions in W_dec ("tanh": of norm 0.1, as in `relu`), the same in W_enc, and
-    b_enc such that pre-acts are W_enc (x − b_dec): 0 in the paper, where b_dec starts at 0.
+    At the start: unit rows in random directions in W_dec ("tanh": of norm 0.1, as in `relu`), the same at norm 1/2 in
+    W_enc (0.1), so that what the first latents sum to is no longer than x, and b_enc such that pre-acts are
+    W_enc (x − b_dec): 0 in the paper, where b_dec starts at 0.
 
     Source: arXiv 2407.14435 (l0, quadratic); Anthropic, Circuits Updates January 2025, "Dictionary Learning
     Optimization Techniques" (tanh, for E‖x‖ = √d_in).
@@ -120,12 +123,10 @@ class JumpReLUCoder(Penalised):
         if config.normalize_decoder:
             self.unit_norm_rows = ("W_dec",)
         rows = unit_rows(torch.randn(config.d_sae, config.d_in))
-        if config.sparsity_loss == "tanh":
-            rows *= 0.1
-        self.W_enc = nn.Parameter(rows.clone())
+        self.W_enc = nn.Parameter(INITIAL_NORM[config.sparsity_loss] * rows)
         self.b_enc = nn.Parameter(torch.zeros(config.d_sae))
         self.log_theta = nn.Parameter(torch.full((config.d_sae,), math.log(self.config.threshold_init)))
-        self.W_dec = nn.Parameter(rows)
+        self.W_dec = nn.Parameter(0.1 * rows if config.sparsity_loss == "tanh" else rows)
         self.b_dec = nn.Parameter(torch.zeros(config.d_in))
         self.register_buffer("input_rms", torch.ones(()))
 
@@ -164,7 +165,7 @@ class JumpReLUCoder(Penalised):
         rows = self.W_enc[latents]
         self.b_enc[latents] = 0.0 if self.config.subtract_b_dec else -(rows @ self.b_dec)
         norms = rows.to(self.log_theta.dtype).norm(dim=1)
-        spreads = self.input_rms * torch.where(norms > 0, norms, 1.0)
+        spreads = self.input_rms * torch.where(norms > 0, norms, 1.0) / INITIAL_NORM[self.config.sparsity_loss]
         self.log_theta[latents] = (self.config.threshold_init * spreads).log()
 
     def encoder_input(self, x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from ._affine import Affine
 from ._base import CoderConfig, SparseCoder
 from ._centre import centre, centre_pre_acts
 from ._rows import unit_rows
-from .jumprelu import JumpReLUCoder, JumpReLUConfig
+from .jumprelu import INITIAL_NORM, JumpReLUCoder, JumpReLUConfig
 from .transcoder import Transcoder
 
 
@@ -45,8 +45,8 @@ class JumpReLUTranscoder(JumpReLUCoder):
     loss, gradients, thresholds and their unit: as `JumpReLUCoder`, with the target y in the place of x where it is
     reconstructed; `input_rms` is that of x − x̄, x̄ being what `b_dec_init` says, of the inputs.
 
-    At the start: unit rows in random directions in W_enc and, others, in W_dec ("tanh": of norm 0.1); b_dec as
-    `b_dec_init` says, of the targets; b_enc such that pre-acts are W_enc (x − x̄); W_skip 0.
+    At the start: rows of norm 1/2 in random directions in W_enc and, others, of norm 1 in W_dec ("tanh": 0.1 in both);
+    b_dec as `b_dec_init` says, of the targets; b_enc such that pre-acts are W_enc (x − x̄); W_skip 0.
 
     Source: Gemma Scope 2's transcoders; transcoders arXiv 2406.11944, skips arXiv 2501.18823, JumpReLU arXiv
     2407.14435.
@@ -79,7 +79,7 @@ class JumpReLUTranscoder(JumpReLUCoder):
         """See `SparseCoder.resample`; θ starts anew in the unit of the new rows' pre-acts."""
         SparseCoder.resample(self, latents, x, target, living=living)
         norms = self.W_enc[latents].to(self.log_theta.dtype).norm(dim=1)
-        spreads = self.input_rms * torch.where(norms > 0, norms, 1.0)
+        spreads = self.input_rms * torch.where(norms > 0, norms, 1.0) / INITIAL_NORM[self.config.sparsity_loss]
         self.log_theta[latents] = (self.config.threshold_init * spreads).log()
 
     reconstruct = Transcoder.reconstruct

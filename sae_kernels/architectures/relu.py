@@ -18,7 +18,7 @@ from ._rows import unit_rows
 from ._sums import l1, row_norms, squared_error
 
 VARIANTS = ("april_2024", "2023")
-INITIAL_NORM = {"april_2024": 0.1, "2023": 1.0}  # of the rows of W_dec
+INITIAL_NORM = 0.1  # of the rows of W_enc, and of W_dec where they are free
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,9 @@ class ReLUCoder(Penalised):
     Terms: `mse` (‖x − x̂‖²), `l1` (Σ f_i ‖d_i‖, without λ).
 
     At the start: rows of W_dec point in random directions with norm 0.1 ("2023": 1, and they are kept there, with the
-    parallel part of the gradient removed), W_enc = W_decᵀ (the same rows), and b_enc such that pre-acts are
-    W_enc (x − b_dec): 0 in the source, where b_dec starts at 0.
+    parallel part of the gradient removed), those of W_enc in the same with norm 0.1 (with 1, what half of all latents
+    sum to would be d_sae / 2 d_in times as long as x), and b_enc is such that pre-acts are W_enc (x − b_dec): 0 in the
+    source, where b_dec starts at 0.
 
     Memory: an active latent of a token takes 8 bytes (value and index), 6 in 16 bits; at the peak of a step, in the
     backward, about 33. At the start half of all latents are active: then codes take as much as dense float32 acts
@@ -67,10 +68,10 @@ class ReLUCoder(Penalised):
         self.free_norms = config.variant == "april_2024"
         if not self.free_norms:
             self.unit_norm_rows = ("W_dec",)
-        rows = INITIAL_NORM[config.variant] * unit_rows(torch.randn(config.d_sae, config.d_in))
-        self.W_enc = nn.Parameter(rows.clone())
+        rows = unit_rows(torch.randn(config.d_sae, config.d_in))
+        self.W_enc = nn.Parameter(INITIAL_NORM * rows)
         self.b_enc = nn.Parameter(torch.zeros(config.d_sae))
-        self.W_dec = nn.Parameter(rows)
+        self.W_dec = nn.Parameter(INITIAL_NORM * rows if self.free_norms else rows)
         self.b_dec = nn.Parameter(torch.zeros(config.d_in))
 
     def encoder_input(self, x: Tensor) -> Tensor:

@@ -103,7 +103,7 @@ class Transcoder(TopKCoder):
     def __init__(self, config: TranscoderConfig) -> None:
         super().__init__(config)
         if config.activation == "relu":
-            self.W_enc.data.mul_(INITIAL_NORM)
+            self.W_enc.data = INITIAL_NORM * unit_rows(self.W_enc.data)
         self.W_skip = nn.Parameter(torch.zeros(config.d_out, config.d_in)) if config.skip else None
         self.sparsity = float(config.sparsity_coefficient or 0.0)
 

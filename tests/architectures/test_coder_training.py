@@ -33,7 +33,7 @@ def test_a_transcoder_learns(backend: str, skip: bool) -> None:
 
 def test_initial_weights() -> None:
     coder = sk.create("topk", d_in=8, d_sae=20, k=3, seed=1)
-    assert torch.equal(coder.W_enc, coder.W_dec)
+    assert torch.equal(coder.W_enc, coder.W_dec / 2)
     assert_close(coder.W_dec.detach().norm(dim=1), torch.ones(20, dtype=torch.float64))
     assert not coder.b_enc.any()
     x = cases.normal(50, 8) + 3

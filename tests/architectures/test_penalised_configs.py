@@ -59,26 +59,26 @@ def test_defaults_follow_the_loss_and_show() -> None:
     tanh = coder_config("jumprelu", d_in=D, d_sae=M, sparsity_coefficient=0.5, sparsity_loss="tanh")
     shown = ("bandwidth", "threshold_init", "normalize_decoder", "tanh_scale", "pre_act_coefficient")
     assert [getattr(config, name) for name in shown] == [0.06, 1.0, True, None, None]
-    assert [getattr(tanh, name) for name in shown] == [2.0, 0.1, False, 4.0, 3e-6]
+    assert [getattr(tanh, name) for name in shown] == [2.0, 0.3, False, 4.0, 3e-6]
     for each in (config, tanh):
         assert type(each).build(**each.to_dict()) == each
 
 
 @pytest.mark.parametrize(
-    ("name", "config", "norm", "kept"),
+    ("name", "config", "encoder", "norm", "kept"),
     [
-        ("relu", {}, 0.1, False),
-        ("relu", {"variant": "2023"}, 1, True),
-        ("gated", {}, 1, True),
-        ("gated", {"normalize_decoder": False}, 1, False),
-        ("jumprelu", {}, 1, True),
-        ("jumprelu", {"sparsity_loss": "tanh"}, 0.1, False),
+        ("relu", {}, 0.1, 0.1, False),
+        ("relu", {"variant": "2023"}, 0.1, 1, True),
+        ("gated", {}, 0.1, 1, True),
+        ("gated", {"normalize_decoder": False}, 0.1, 1, False),
+        ("jumprelu", {}, 0.5, 1, True),
+        ("jumprelu", {"sparsity_loss": "tanh"}, 0.1, 0.1, False),
     ],
     ids=str,
 )
-def test_initial_weights_and_norms(name: str, config: dict, norm: float, kept: bool) -> None:
+def test_initial_weights_and_norms(name: str, config: dict, encoder: float, norm: float, kept: bool) -> None:
     coder = make(name, **config)
-    assert torch.equal(coder.W_enc, coder.W_dec)
+    assert_close(coder.W_enc.detach() * norm, coder.W_dec.detach().double() * encoder)
     assert_close(coder.W_dec.detach().norm(dim=1), torch.full((M,), norm, dtype=torch.float64))
     x = cases.normal(300, D) + 3
     coder.initialise(x, x)
@@ -190,8 +190,8 @@ def test_dead_latents_start_anew(name: str) -> None:
     assert often.any(0).all()
     assert often.float().mean() < 0.7, "they answer to the activations' mean"
     if name == "jumprelu":
-        spread = coder.input_rms * coder.W_enc[4].norm()  # of its pre-acts, and that is 1 in the unit of thresholds
-        assert coder.log_theta[4].item() == pytest.approx(math.log(spread.item()))
+        spread = coder.input_rms * coder.W_enc[4].norm()  # of its pre-acts; thresholds start at two of them
+        assert coder.log_theta[4].item() == pytest.approx(math.log(2 * spread.item()))
 
 
 def test_empty_batches_and_one_token() -> None:

@@ -50,12 +50,13 @@ def gated(p: Weights, x: Tensor, *, free: bool) -> Expected:
 
 
 def jumprelu(p: Weights, x: Tensor, *, epsilon: float, terms_of: Callable[..., tuple[dict, Tensor]]) -> Expected:
-    """2407.14435: a term that is 0 carries each estimate."""
+    """2407.14435: a term that is 0 carries each estimate. The tanh loss passes f's to z too."""
     theta = p["log_theta"].exp()
     z = x @ p["W_enc"].T + p["b_enc"]
     fixed = theta.detach()
     rectangle = (((z - fixed) / epsilon).abs() < 0.5).double().detach()
-    acts = torch.where(z > fixed, z, 0) + fixed / epsilon * rectangle * (fixed - theta)
+    passed = z - z.detach() if terms_of is of_tanh else 0
+    acts = torch.where(z > fixed, z, 0) + fixed / epsilon * rectangle * (fixed - theta + passed)
     steps = (z > fixed) + rectangle / epsilon * (fixed - theta)
     found = acts @ p["W_dec"] + p["b_dec"]
     terms, penalty = terms_of(p, z, theta, acts, steps)

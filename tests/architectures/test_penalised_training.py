@@ -77,7 +77,7 @@ def test_thresholds_move_both_ways(cpu: str, loss: str) -> None:
         means[coefficient] = coder.theta.mean().item() / start
     if loss == "l0":
         assert means[0.0] < 0.97
-    assert means[0.3] > 1.1 * means[0.0]
+    assert means[0.3] > {"l0": 1.1, "tanh": 1.005}[loss] * means[0.0], "tanh pushes z as well"
 
 
 @pytest.mark.parametrize("scale", [1e-3, 300.0])
@@ -85,7 +85,7 @@ def test_windows_and_thresholds_follow_the_scale_of_activations(cpu: str, scale:
     """The same data in other units: L0 moves as far (the squared error, and with it λ, counts in the units squared)."""
 
     def steps(scale: float) -> tuple[float, float]:
-        coder = make("jumprelu", sparsity_coefficient=0.1 * scale**2)
+        coder = make("jumprelu", sparsity_coefficient=0.1 * scale**2, threshold_init=0.5)
         x = toy(256) * scale
         coder.initialise(x, x)
         before = l0(coder, scale)

@@ -97,7 +97,8 @@ def expected(p: Weights, x: Tensor, y: Tensor, loss: str) -> tuple[Tensor, Tenso
     fixed = theta.detach()
     z = x @ p["W_enc"].T + p["b_enc"]
     near = (((z - fixed) / EPSILON).abs() < 0.5).double().detach()
-    acts = torch.where(z > fixed, z, 0) + fixed / EPSILON * near * (fixed - theta)
+    passed = z - z.detach() if loss == "tanh" else 0
+    acts = torch.where(z > fixed, z, 0) + fixed / EPSILON * near * (fixed - theta + passed)
     found = acts @ p["W_dec"] + p["b_dec"]
     if "W_skip" in p:
         found = found + x @ p["W_skip"].T
