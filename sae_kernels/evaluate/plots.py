@@ -16,6 +16,8 @@ from ..errors import ArgumentError
 from ..files import atomic_file
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#8a8a8a"
+CYCLE = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "osD^vP"
 FORMATS = ("png", "svg")
 
 
@@ -46,9 +48,9 @@ def draw(directory: Path, results: Mapping[str, Any]) -> list[Path]:
 def draw_frontier(directory: Path, named: Mapping[str, Mapping[str, Any]]) -> list[Path]:
     """FVU over L0 of several evaluations, with intervals, into `directory`/plots/frontier."""
     written: list[Path] = []
-    with _figure(directory, "frontier", written, (5.6, 3.6), 1) as axes:
+    with _figure(directory, "frontier", written, (7.2, 3.6), 1) as axes:
         axis = axes[0]
-        for name, results in named.items():
+        for number, (name, results) in enumerate(named.items()):
             metrics, intervals = results["metrics"], results.get("intervals", {})
             if metrics.get("l0") is None or metrics.get("fvu") is None:
                 continue
@@ -57,16 +59,15 @@ def draw_frontier(directory: Path, named: Mapping[str, Mapping[str, Any]]) -> li
                 metrics["fvu"],
                 xerr=_reach(metrics["l0"], intervals.get("l0")),
                 yerr=_reach(metrics["fvu"], intervals.get("fvu")),
-                fmt="o",
-                color=BLUE,
+                fmt=MARKERS[number // len(CYCLE) % len(MARKERS)],
+                color=CYCLE[number % len(CYCLE)],
                 capsize=2,
                 markersize=4,
-            )
-            axis.annotate(
-                Path(name).name, (metrics["l0"], metrics["fvu"]), xytext=(5, 4), textcoords="offset points", fontsize=7
+                linewidth=1,
+                label=Path(name).name,
             )
         axis.set(xlabel="L0 (latents active a token)", ylabel="FVU", title="Reconstruction against sparsity")
-        axis.margins(x=0.2)
+        axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=7)
     return written
 
 
