@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
@@ -17,6 +17,7 @@ from ._affine import Affine
 from ._centre import CENTRES, centre
 from ._resample import restart
 from ._rows import remove_parallel, unit_rows
+from ._sums import wide
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,7 @@ class SparseCoder(nn.Module):
 
     Config: ClassVar[type[CoderConfig]] = CoderConfig
     architecture: ClassVar[str] = ""  # the name it is registered under; saved files carry it
+    kept_wide: ClassVar[tuple[str, ...]] = ()  # parameters and buffers in which steps are lost in 16 bits: thresholds
     unit_norm_rows: tuple[str, ...] = ()  # parameters (d_sae, …) whose rows training keeps at norm 1
     unit_norm_in_optimizer: bool = False  # set by who steps with an optimiser that does so itself
 
@@ -150,6 +152,16 @@ class SparseCoder(nn.Module):
     def d_sae(self) -> int:
         """Number of latents."""
         return self.config.d_sae
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        """Every cast and move goes through here: what is named in `kept_wide` stays float32 at least."""
+        kept = {name: getattr(self, name).data for name in self.kept_wide}
+        super()._apply(fn, recurse)
+        for name, before in kept.items():
+            now = getattr(self, name)
+            if now.dtype != wide(now.dtype):
+                now.data = before.to(now.device, wide(now.dtype))
+        return self
 
     def encode(self, x: Tensor) -> SparseCodes:
         """x (…, d_in) → codes over d_sae latents."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -94,6 +93,7 @@ class CrossLayerTranscoder(Penalised):
 
     Config: ClassVar[type[CoderConfig]] = CLTConfig
     architecture: ClassVar[str] = "clt"
+    kept_wide: ClassVar[tuple[str, ...]] = ("log_theta", "input_rms")
     config: CLTConfig
     input_rms: Tensor
 
@@ -111,16 +111,6 @@ class CrossLayerTranscoder(Penalised):
         shape = n_layers, d_out, config.d_in // n_layers
         self.W_skip = nn.Parameter(torch.zeros(shape)) if config.skip else None
         self.register_buffer("input_rms", torch.ones(n_layers))
-
-    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> CrossLayerTranscoder:
-        """Every cast and move goes through here: thresholds, and the unit they are given in, stay float32 at least."""
-        kept = {"log_theta": self.log_theta.data, "input_rms": self.input_rms}
-        super()._apply(fn, recurse)
-        for name, before in kept.items():
-            now = getattr(self, name)
-            if now.dtype != wide(now.dtype):
-                now.data = before.to(now.device, wide(now.dtype))
-        return self
 
     @property
     def n_layers(self) -> int:

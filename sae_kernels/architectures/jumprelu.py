@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -20,7 +19,7 @@ from ._dense_terms import dense_terms
 from ._penalty import Penalised, PenaltyConfig
 from ._rows import unit_rows
 from ._straight_through import jump, window
-from ._sums import row_norms, squared_error, wide
+from ._sums import row_norms, squared_error
 
 SPARSITY_LOSSES = ("l0", "tanh", "quadratic")
 OF_ONE_LOSS = {"l0_target": "quadratic", "tanh_scale": "tanh", "pre_act_coefficient": "tanh"}
@@ -115,6 +114,7 @@ class JumpReLUCoder(Penalised):
 
     Config: ClassVar[type[CoderConfig]] = JumpReLUConfig
     architecture: ClassVar[str] = "jumprelu"
+    kept_wide: ClassVar[tuple[str, ...]] = ("log_theta", "input_rms")
     config: Any  # a JumpReLUConfig, whose None are filled in
     input_rms: Tensor
 
@@ -129,16 +129,6 @@ class JumpReLUCoder(Penalised):
         self.W_dec = nn.Parameter(0.1 * rows if config.sparsity_loss == "tanh" else rows)
         self.b_dec = nn.Parameter(torch.zeros(config.d_in))
         self.register_buffer("input_rms", torch.ones(()))
-
-    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> JumpReLUCoder:
-        """Every cast and move goes through here: thresholds, and the unit they are given in, stay float32 at least."""
-        kept = {"log_theta": self.log_theta.data, "input_rms": self.input_rms}
-        super()._apply(fn, recurse)
-        for name, before in kept.items():
-            now = getattr(self, name)
-            if now.dtype != wide(now.dtype):
-                now.data = before.to(now.device, wide(now.dtype))
-        return self
 
     @property
     def theta(self) -> Tensor:
