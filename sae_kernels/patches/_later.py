@@ -4,10 +4,13 @@ Host libraries return dense pre-acts beside what their users want, and few ever 
 called with such a tensor gets the real one, which is computed then, once, with its gradients; its shape, dtype and
 device are known before. Only an `autograd.Function` of somebody else's, given it directly, would see a tensor without a
 history: it is for results that are looked at, not for those that are computed with.
+
+Whoever looks only after weights have changed (a step of the optimiser) gets what the new weights give, and a warning.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +18,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+_TOO_LATE = (
+    "sae_kernels: dense acts and pre-acts are computed when they are read; weights have changed since, and "
+    "they are of the new ones. Read them before the optimiser's step"
+)
 _KNOWN = {
     Tensor.shape.__get__,  # pyright: ignore[reportAttributeAccessIssue]
     Tensor.dtype.__get__,  # pyright: ignore[reportAttributeAccessIssue]
@@ -37,13 +44,20 @@ class Later(Tensor):
 
     @staticmethod
     def of(
-        compute: Callable[[], Tensor], shape: tuple[int, ...], like: Tensor, cls: type[Later] | None = None
+        compute: Callable[[], Tensor],
+        shape: tuple[int, ...],
+        like: Tensor,
+        cls: type[Later] | None = None,
+        weight: Tensor | None = None,
     ) -> Later:
-        """Nothing is computed yet. Gradients are recorded, or not, as they would be now."""
+        """Nothing is computed yet. Gradients are recorded, or not, as they would be now. `weight`: one of those that
+        `compute` reads when it runs."""
         made = Tensor._make_wrapper_subclass(cls or Later, shape, dtype=like.dtype, device=like.device)
-        recording = torch.is_grad_enabled()
+        recording, version = torch.is_grad_enabled(), None if weight is None else weight._version
 
         def as_now() -> Tensor:
+            if weight is not None and weight._version != version:
+                warnings.warn(_TOO_LATE, RuntimeWarning, stacklevel=4)
             with torch.set_grad_enabled(recording):
                 return compute()
 

@@ -1,4 +1,4 @@
-"""sparsify's `SparseCoder`: TopK autoencoders and transcoders, AuxK, Multi-TopK, skip connections.
+"""sparsify's `SparseCoder`: TopK and groupmax autoencoders and transcoders, AuxK, Multi-TopK, skip connections.
 
 What changes is the work, not the result: no (tokens, d_sae) tensor is made unless `pre_acts` is asked for.
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,16 +24,18 @@ from ..codes import SparseCodes
 from ..errors import ArgumentError
 from ..ops import TopK, encode
 from ._all_slots import decode_all_slots
+from ._group_max import group_max
 from ._later import Later
 from ._swap import host, swap
 from ._versions import class_name, outside
 
 CLASSES = ("sparsify.sparse_coder:SparseCoder",)
 GRADIENTS = ("exact", "compat")
+ACTIVATIONS = ("topk", "groupmax")
 
 
 def why_not(module: nn.Module) -> str | None:
-    """None for a `SparseCoder` of a known version with activation topk."""
+    """None for a `SparseCoder` of a known version with a known activation."""
     if class_name(module) not in CLASSES:
         return f"{class_name(module)} is not {CLASSES[0]}"
     if reason := outside("eai-sparsify", (1, 1), (2,)):
@@ -40,8 +43,8 @@ def why_not(module: nn.Module) -> str | None:
     if type(module.encoder) is not nn.Linear:
         return f"encoder is a {type(module.encoder).__name__}, expected nn.Linear"
     activation = module.cfg.activation  # pyright: ignore[reportAttributeAccessIssue]
-    if activation != "topk":
-        return f"activation is {activation!r}, expected 'topk'"
+    if activation not in ACTIVATIONS:
+        return f"activation is {activation!r}, expected 'topk' or 'groupmax'"
     return None
 
 
@@ -59,16 +62,21 @@ def apply(module: nn.Module, gradients: str = "exact") -> Callable[[], None]:
 
 def _fits(self: Any, x: Tensor) -> bool:
     """Whether the fast path means what the host's does for this input; else the host runs."""
-    return self.cfg.activation == "topk" and x.dim() == 2 and x.is_floating_point() and self.encoder.bias is not None
+    if x.dim() != 2 or not x.is_floating_point() or self.encoder.bias is None:
+        return False
+    cfg = self.cfg
+    return cfg.activation == "topk" or (cfg.activation == "groupmax" and self.num_latents % cfg.k == 0)
 
 
-def _selected(self: Any, x: Tensor, selections: tuple[TopK, ...], exact: bool) -> tuple[SparseCodes, ...]:
-    """Codes of several selections of (centred) inputs, in one pass. With sparsify's gradients values below 0 are kept,
-    so that the encoder has a derivative there; `_acts` turns them into 0 behind its back."""
-    if exact:
-        return encode(x, self.encoder.weight, self.encoder.bias, selections)
-    signed = tuple(TopK(each.k, relu=False, among=each.among) for each in selections)
-    return encode(x, self.encoder.weight, self.encoder.bias, signed)
+def _selected(self: Any, x: Tensor, exact: bool, *more: TopK) -> tuple[SparseCodes, ...]:
+    """Codes of the activation function, and of further selections, of (centred) inputs; top-k ones in one pass. With
+    sparsify's gradients values below 0 are kept, so that the encoder has a derivative there; `_acts` turns them into 0
+    behind its back."""
+    weight, bias, k = self.encoder.weight, self.encoder.bias, self.cfg.k
+    grouped = self.cfg.activation == "groupmax"
+    wanted = tuple(replace(each, relu=exact) for each in (*(() if grouped else (TopK(k),)), *more))
+    found = encode(x, weight, bias, wanted) if wanted else ()
+    return (group_max(x, weight, bias, k, exact), *found) if grouped else found
 
 
 def _acts(codes: SparseCodes, exact: bool) -> Tensor:
@@ -82,7 +90,7 @@ def _make_encode(exact: bool) -> Callable[..., Any]:
         if not _fits(self, x):
             return host(self).encode(self, x)
         inside = x if self.cfg.transcode else x - self.b_dec
-        (codes,) = _selected(self, inside, (TopK(self.cfg.k),), exact)
+        (codes,) = _selected(self, inside, exact)
         return _of_host(self, "EncoderOutput")(
             _acts(codes, exact), codes.indices.long(), _pre_acts(self, inside, exact)
         )
@@ -97,7 +105,7 @@ def _pre_acts(self: Any, inside: Tensor, exact: bool) -> Tensor:
         dense = functional.relu(functional.linear(inside, weight, bias))
         return dense if exact else dense.detach()
 
-    return Later.of(compute, (len(inside), self.num_latents), weight)
+    return Later.of(compute, (len(inside), self.num_latents), weight, weight=weight)
 
 
 def _decode(self: Any, top_acts: Tensor, top_indices: Tensor) -> Tensor:
@@ -116,7 +124,7 @@ def _make_forward(exact: bool) -> Callable[..., Any]:
         dead_mask: Tensor | None = None,
         total_variance: Tensor | None = None,
     ) -> Any:
-        """As the host's, with all its selections made in one pass over x W_encᵀ."""
+        """As the host's, with all its top-k selections made in one pass over x W_encᵀ."""
         if not _fits(self, x) or self.W_dec is None:
             return host(self).forward(self, x, y, dead_mask=dead_mask, total_variance=total_variance)
         with torch.autocast("cuda", torch.bfloat16, enabled=x.is_cuda and torch.cuda.is_bf16_supported()):
@@ -132,12 +140,12 @@ def _forward_pass(
     y = x if y is None else y
     n_dead = 0 if dead_mask is None else int(dead_mask.sum())
     k_aux = min(y.shape[-1] // 2, n_dead)
-    selections = [TopK(self.cfg.k)]
+    selections = []
     if n_dead:
         selections.append(TopK(k_aux, among=dead_mask))
     if self.cfg.multi_topk:
         selections.append(TopK(4 * self.cfg.k))
-    codes, *more = _selected(self, inside, tuple(selections), exact)
+    codes, *more = _selected(self, inside, exact, *selections)
     top_acts, top_indices = _acts(codes, exact), codes.indices.long()
 
     sae_out = self.decode(top_acts, top_indices)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import sae_kernels as sk
 from sae_kernels.errors import ArgumentError, BackendError
+from sae_kernels.patches import _group_max
 
 pytestmark = pytest.mark.peers
 sparsify = peer("sparsify", "eai-sparsify")
@@ -25,6 +26,9 @@ KINDS = {
     "transcoder": {"transcode": True},
     "skip": {"transcode": True, "skip_connection": True},
     "skip sae": {"skip_connection": True, "normalize_decoder": False},
+    "groupmax sae": {"activation": "groupmax"},
+    "groupmax multi": {"activation": "groupmax", "multi_topk": True},
+    "groupmax": {"activation": "groupmax", "transcode": True},
 }
 
 
@@ -68,7 +72,11 @@ def true_derivative(coder: nn.Module, x: Tensor, y: Tensor | None, dead: Tensor 
 
     def plain(input: Tensor, weight: Tensor, bias: Tensor, k: int, activation: str) -> Any:
         pre_acts = torch.relu(nn.functional.linear(input, weight, bias))
-        values, indices = torch.topk(pre_acts, k, dim=-1, sorted=False)
+        if activation == "groupmax":
+            values, indices = pre_acts.unflatten(-1, (k, -1)).max(dim=-1)
+            indices = indices + torch.arange(k) * (len(weight) // k)
+        else:
+            values, indices = torch.topk(pre_acts, k, dim=-1, sorted=False)
         return sparsify.sparse_coder.EncoderOutput(values, indices, pre_acts)
 
     before = sparsify.sparse_coder.fused_encoder
@@ -84,7 +92,7 @@ def true_derivative(coder: nn.Module, x: Tensor, y: Tensor | None, dead: Tensor 
 def test_exact(kind: str, with_dead: bool) -> None:
     coder = made(kind)
     x, y, dead = data()
-    y, dead = (None if kind.endswith("sae") or kind == "multi" else y), (dead if with_dead else None)
+    y, dead = (None if kind.endswith(("sae", "multi")) else y), (dead if with_dead else None)
     expected = true_derivative(coder, x, y, dead)
     theirs, _ = passed(coder, x, y, dead)
     with sk.patch(coder):
@@ -102,6 +110,7 @@ def test_compat_is_what_sparsify_does(kind: str, with_dead: bool) -> None:
     coder.encoder.bias.data += 3.0
     x, y, dead = data()
     dead = dead if with_dead else None
+    assert int((coder.encode(x).top_acts > 0).sum(1).min()) == K
     theirs, expected = passed(coder, x, y, dead)
     with sk.patch(coder, gradients="compat"):
         mine, grads = passed(coder, x, y, dead)
@@ -124,9 +133,10 @@ def test_the_two_differ_where_the_docs_say() -> None:
     assert found["compat"] is None or float(found["compat"].abs().max()) == 0
 
 
-def test_few_positive_pre_acts() -> None:
+@pytest.mark.parametrize("kind", ["sae", "groupmax sae"])
+def test_few_positive_pre_acts(kind: str) -> None:
     """Rows with fewer than k, and none at all: values are the same, and exact gradients come from the positive only."""
-    coder = made()
+    coder = made(kind)
     coder.encoder.bias.data -= 8.0
     x, _, _ = data()
     expected = true_derivative(coder, x, None, None)
@@ -177,9 +187,10 @@ def test_decode_has_a_gradient_at_zero() -> None:
     torch.testing.assert_close(grads["mine"], grads["theirs"])
 
 
+@pytest.mark.parametrize("kind", ["sae", "groupmax sae"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_dtypes(dtype: torch.dtype) -> None:
-    coder = made(dtype=dtype)
+def test_dtypes(dtype: torch.dtype, kind: str) -> None:
+    coder = made(kind, dtype)
     x, _, dead = data(dtype)
     exact = copy.deepcopy(coder).double()(x.double(), dead_mask=dead)
     theirs = coder(x, dead_mask=dead)
@@ -192,9 +203,10 @@ def test_dtypes(dtype: torch.dtype) -> None:
             assert float((a.double() - truth).abs().max()) <= 2 * float((b.double() - truth).abs().max()) + 1e-6
 
 
-def test_no_dense_tensor() -> None:
+@pytest.mark.parametrize("kind", ["sae", "groupmax sae"])
+def test_no_dense_tensor(kind: str) -> None:
     n, m = 1024, 9000
-    coder = made(dtype=torch.float32, m=m)
+    coder = made(kind, torch.float32, m=m)
     x = data(torch.float32, n)[0]
     dead = torch.arange(m) % 3 == 0
     with sk.patch(coder), sk.use("cpu"), NoDense(n, m):
@@ -204,17 +216,41 @@ def test_no_dense_tensor() -> None:
         coder(x, dead_mask=dead)
 
 
-def test_groupmax_and_higher_ranks_are_the_hosts() -> None:
+def test_groups_in_their_order_and_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One latent of each group, group by group, as the host has them; whatever fits into a chunk."""
+    coder = made("groupmax sae")
+    x, _, dead = data()
+    theirs, expected = coder.encode(x), true_derivative(coder, x, None, dead)
+    for chunk in (10, 100, 1000, 3000):  # less than a group, some tokens, some groups
+        monkeypatch.setattr(_group_max, "CHUNK", chunk)
+        with sk.patch(coder):
+            mine = coder.encode(x)
+            found = passed(coder, x, None, dead)[1]
+        torch.testing.assert_close(mine.top_acts, theirs.top_acts)
+        positive = theirs.top_acts > 0
+        assert torch.equal(mine.top_indices[positive], theirs.top_indices[positive])
+        for name, grad in found.items():
+            torch.testing.assert_close(grad, expected[name])
+    for n in (0, 1):
+        with sk.patch(coder):
+            assert coder.encode(x[:n]).top_acts.shape == (n, K)
+
+
+def test_other_activations_and_higher_ranks_are_the_hosts() -> None:
     coder = made()
-    coder.cfg.activation = "groupmax"
-    with pytest.raises(BackendError, match="activation is 'groupmax', expected 'topk'"):
+    coder.cfg.activation = "max"
+    with pytest.raises(BackendError, match="activation is 'max', expected 'topk' or 'groupmax'"):
         sk.patch(coder)
     coder.cfg.activation = "topk"
     x, _, _ = data()
     with sk.patch(coder):
-        coder.cfg.activation = "groupmax"
-        torch.testing.assert_close(coder(x).sae_out, copy.deepcopy(coder)(x).sae_out)
-        coder.cfg.activation = "topk"
+        coder.cfg.activation = "max"
+        with pytest.raises(ValueError, match="Unknown activation: max"):
+            coder(x)
+        coder.cfg.activation, coder.cfg.k = "groupmax", 7  # does not divide 200
+        with pytest.raises(RuntimeError, match="unflatten"):
+            coder(x)
+        coder.cfg.activation, coder.cfg.k = "topk", K
         torch.testing.assert_close(
             coder.encode(x[None]).top_acts[0].sort().values, coder.encode(x).top_acts.sort().values
         )
