@@ -11,31 +11,43 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..codes import SparseCodes
+
 
 class _AllSlots(torch.autograd.Function):
     """Σ_j values_j W[indices_j] of each row; the gradient of a value is grad · W[index], at 0 too."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, indices: Tensor, W: Tensor) -> Tensor:
-        """values (N, k), indices int32 (N, k), W (d_sae, d)."""
-        ctx.save_for_backward(values, indices, W)
-        return torch.ops.sae_kernels.spmm(values, indices, None, W)
+    def forward(ctx: Any, values: Tensor, indices: Tensor, offsets: Tensor | None, W: Tensor) -> Tensor:
+        """values and indices (int32) (N, k), or (nnz,) with offsets; W (d_sae, d)."""
+        ctx.save_for_backward(values, indices, offsets, W)
+        return torch.ops.sae_kernels.spmm(values, indices, offsets, W)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """For values and W, where they are wanted."""
-        values, indices, W = ctx.saved_tensors
+        values, indices, offsets, W = ctx.saved_tensors
         d_values = dW = None
         if ctx.needs_input_grad[0]:
-            d_values = torch.ops.sae_kernels.sddmm(grad, W, indices, None, torch.ones_like(values))
-        if ctx.needs_input_grad[2]:
-            dW = torch.ops.sae_kernels.spmm_t(values, indices, None, grad, W.shape[0])
-        return d_values, None, dW
+            d_values = torch.ops.sae_kernels.sddmm(grad, W, indices, offsets, torch.ones_like(values))
+        if ctx.needs_input_grad[3]:
+            dW = torch.ops.sae_kernels.spmm_t(values, indices, offsets, grad, W.shape[0])
+        return d_values, None, None, dW
 
 
 def decode_all_slots(values: Tensor, indices: Tensor, W: Tensor) -> Tensor:
     """values, indices (…, k) → (…, d), without a bias."""
     lead, k = values.shape[:-1], values.shape[-1]
-    y = _AllSlots.apply(values.reshape(-1, k), indices.reshape(-1, k).int(), W)
+    y = _AllSlots.apply(values.reshape(-1, k), indices.reshape(-1, k).int(), None, W)
     return y.view(*lead, W.shape[1])
+
+
+def decode_codes_all_slots(codes: SparseCodes, W: Tensor) -> Tensor:
+    """(N, d), without a bias; inside `torch.autocast` in its dtype."""
+    values, indices, offsets = codes.flat()
+    device = values.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        values, W = values.to(dtype), W.to(dtype)
+    return _AllSlots.apply(values, indices, offsets, W)

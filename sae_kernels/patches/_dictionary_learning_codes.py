@@ -163,4 +163,4 @@ def pre_acts(self: Any, x: Tensor, like: Tensor, relu: bool = True) -> Tensor:
             z = functional.linear(given, W, b) if linear else given @ W + b
         return functional.relu(z) if relu else z
 
-    return Later.of(compute, (*x.shape[:-1], self.dict_size), like)
+    return Later.of(compute, (*x.shape[:-1], self.dict_size), like, weight=W)

@@ -1,4 +1,4 @@
-"""The largest pre-act of each of k groups of neighbouring latents (sparsify's `groupmax`), without holding all of them."""
+"""The largest pre-act of each of k groups of neighbouring latents (sparsify's `groupmax`), not all of them at once."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..architectures._slots import latent_sums
+from ..architectures._sums import wide
 from ..codes import SparseCodes
 
 CHUNK = 4 << 20  # pre-acts at a time, or those of one group and token, if they are more
@@ -72,5 +74,5 @@ class _GroupMax(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             dW = torch.ops.sae_kernels.spmm_t(grad, indices, None, x, len(W))
         if ctx.needs_input_grad[2]:
-            db = grad.new_zeros(len(W)).index_add_(0, indices.flatten(), grad.flatten())
+            db = latent_sums(grad.to(wide(grad.dtype)), indices, None, len(x), len(W)).to(grad.dtype)
         return dx, dW, db, None, None

@@ -1,12 +1,13 @@
 """Dense acts that are made when somebody looks at them; that latents have fired can be counted without.
 
-Trainers call `acts.bool().float().sum(0)` after every batch, which makes three tensors as large as the acts.
+Trainers call `acts.bool().float().sum(0)` after every batch, and `sum(-1)` for their logs, which makes three tensors as
+large as the acts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -19,45 +20,67 @@ _COUNTED = {Tensor.bool: torch.bool, Tensor.float: torch.float32}  # of acts; of
 
 
 class LaterActs(Later):
-    """`LaterActs.of_codes(codes, acts)`: `dense_acts(acts(codes))`. An act is 0 where the codes' value is."""
+    """Dense acts of codes, or others whose active latents were counted when they could be."""
 
-    _codes: SparseCodes
+    _counts: Counts
     _fired: bool  # 1 and 0 in place of the acts
 
     @staticmethod
-    def of_codes(codes: SparseCodes, acts: Callable[[SparseCodes], SparseCodes]) -> LaterActs:
-        """Nothing is computed yet."""
-        made = Later.of(lambda: dense_acts(acts(codes)), (*codes.lead_shape, codes.d_sae), codes.values, LaterActs)
-        made = cast("LaterActs", made)
-        made._codes, made._fired = codes.detach(), False
-        return made
+    def of_codes(
+        codes: SparseCodes,
+        acts: Callable[[SparseCodes], SparseCodes] | None = None,
+        weight: Tensor | None = None,
+    ) -> LaterActs:
+        """`dense_acts(acts(codes))`. An act is 0 where the codes' value is. `weight`: what `acts` reads."""
+        counted = codes.detach()
+
+        def by_latent() -> Tensor:
+            fired = counted.indices.flatten()[counted.values.flatten() != 0]
+            return torch.bincount(fired, minlength=counted.d_sae).float()
+
+        counts = Counts(by_latent, lambda: counted.l0().float())
+        shape = (*codes.lead_shape, codes.d_sae)
+        return _later(lambda: dense_acts(codes if acts is None else acts(codes)), shape, codes.values, counts, weight)
+
+    @staticmethod
+    def counted(compute: Callable[[], Tensor], weight: Tensor, by_latent: Tensor, by_token: Tensor) -> LaterActs:
+        """What `compute()` gives, of `weight`'s dtype, which it reads when it runs."""
+        counts = Counts(lambda: by_latent, lambda: by_token)
+        return _later(compute, (*by_token.shape, len(by_latent)), weight, counts, weight)
 
     @classmethod
     def __torch_function__(
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """bool, float of it and sum over tokens of that; everything else is asked of the tensor itself."""
+        """bool, float of it and sums of that; everything else is asked of the tensor itself."""
         acts = args[0] if args else None
         if isinstance(acts, LaterActs) and acts._made is None and not kwargs:
             if len(args) == 1 and (func is Tensor.bool or (func is Tensor.float and acts._fired)):
                 return acts._as_fired(_COUNTED[func])
-            if func is Tensor.sum and acts._sums_tokens(args[1:]):
-                return acts._counts()
+            if func is Tensor.sum and acts._fired and acts.dtype == torch.float32:
+                if acts.dim() == 2 and args[1:] in ((0,), (-2,)):
+                    return acts._counts.by_latent()
+                if args[1:] == (-1,):
+                    return acts._counts.by_token()
         return super().__torch_function__(func, types, args, kwargs)
 
     def _as_fired(self, dtype: torch.dtype) -> LaterActs:
-        codes = self._codes
-        like = codes.values.new_empty((), dtype=dtype)
-        made = Later.of(lambda: self.now().bool().to(dtype), (*codes.lead_shape, codes.d_sae), like, LaterActs)
-        made = cast("LaterActs", made)
-        made._codes, made._fired = codes, True
+        like = torch.empty((), dtype=dtype, device=self.device)
+        made = _later(lambda: self.now().bool().to(dtype), tuple(self.shape), like, self._counts)
+        made._fired = True
         return made
 
-    def _sums_tokens(self, args: tuple[Any, ...]) -> bool:
-        return self._fired and self.dtype == torch.float32 and self.dim() == 2 and args in ((0,), (-2,))
 
-    def _counts(self) -> Tensor:
-        """(d_sae,) float32: how many tokens each latent fired for."""
-        codes = self._codes
-        fired = codes.indices.flatten()[codes.values.flatten() != 0]
-        return torch.bincount(fired, minlength=codes.d_sae).float()
+class Counts(NamedTuple):
+    """How many tokens each latent fired for, (d_sae,), and how many latents for each token, (…,); float32."""
+
+    by_latent: Callable[[], Tensor]
+    by_token: Callable[[], Tensor]
+
+
+def _later(
+    compute: Callable[[], Tensor], shape: tuple[int, ...], like: Tensor, counts: Counts, weight: Tensor | None = None
+) -> LaterActs:
+    made = cast("LaterActs", Later.of(compute, shape, like, LaterActs, weight))
+    made._counts, made._fired = counts, False
+    return made

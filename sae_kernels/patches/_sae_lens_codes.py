@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..architectures._slots import latent_sums
+from ..architectures._sums import wide
 from ..codes import SparseCodes
 from ..ops import Threshold, TopK, encode
 
@@ -145,7 +147,7 @@ class _Slots(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             dW = torch.ops.sae_kernels.spmm_t(grad, indices, offsets, x, len(W)).mT
         if ctx.needs_input_grad[2]:
-            db = grad.new_zeros(len(W)).index_add_(0, indices.flatten().long(), grad.flatten())
+            db = latent_sums(grad.to(wide(grad.dtype)), indices, offsets, len(x), len(W)).to(grad.dtype)
         return dx, dW, db, None, None, None, None, None
 
 

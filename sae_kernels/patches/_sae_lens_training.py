@@ -49,7 +49,7 @@ def matryoshka_pass(self: Any, step_input: Any) -> Any:
     output.metrics["topk_threshold"] = self.topk_threshold
     widths = list(self.cfg.matryoshka_widths[:-1])
     if widths:
-        inner = prefix_decode(codes, self.W_dec, self.b_dec, widths)
+        inner = prefix_decode(codes, self.W_dec, None, widths) + self.b_dec
         for width, reconstruction in zip(widths, inner, strict=True):
             given = self.run_time_activation_norm_fn_out(reconstruction)
             loss = self.mse_loss_fn(given, step_input.sae_in).sum(dim=-1).mean()
@@ -60,7 +60,7 @@ def matryoshka_pass(self: Any, step_input: Any) -> Any:
 
 def _finish(self: Any, step_input: Any, inside: Tensor, codes: SparseCodes, aux: SparseCodes | None) -> Any:
     """Decode, the losses, and the host's TrainStepOutput."""
-    out = self.hook_sae_recons(decode(codes, self.W_dec, self.b_dec))
+    out = self.hook_sae_recons(decode(codes, self.W_dec) + self.b_dec)  # in autocast of b_dec's dtype, as the host's
     sae_out = self.reshape_fn_out(self.run_time_activation_norm_fn_out(out), self.d_head)
     mse = self.mse_loss_fn(sae_out, step_input.sae_in).sum(dim=-1).mean()
     auxiliary = _aux_loss(self, step_input, sae_out, aux)
@@ -110,7 +110,9 @@ def _update_threshold(self: Any, codes: SparseCodes) -> None:
 def _as_host(self: Any, codes: SparseCodes) -> Tensor:
     """Dense acts, made if somebody reads them; torch's sparse ones where the SAE was asked for them."""
     if not getattr(self.activation_fn, "use_sparse_activations", False):
-        return LaterActs.of_codes(codes, lambda codes: kinds.rescaled(self, codes))
+        if not kinds.rescales(self):
+            return LaterActs.of_codes(codes)
+        return LaterActs.of_codes(codes, lambda codes: kinds.rescaled(self, codes), self.W_dec)
     codes = kinds.rescaled(self, codes)
     places = torch.stack([codes.rows(), codes.indices.flatten().long()])
     shape = (codes.n_rows, codes.d_sae)
@@ -127,4 +129,4 @@ def _hidden_pre(self: Any, inside: Tensor) -> Tensor:
         dense = inside @ W_enc + b_enc
         return dense * W_dec.norm(dim=-1) if rescale else dense
 
-    return Later.of(compute, (*inside.shape[:-1], self.cfg.d_sae), W_enc)
+    return Later.of(compute, (*inside.shape[:-1], self.cfg.d_sae), W_enc, weight=W_enc)

@@ -10,7 +10,7 @@ _LENS = "sae_lens.saes."
 _PATCHES = (
     (
         "sae_lens",
-        "SAELens' SAEs and transcoders, their inference and the training of the top-k family",
+        "SAELens' SAEs and transcoders, their inference and training",
         tuple(
             _LENS + name
             for name in (
@@ -25,6 +25,9 @@ _PATCHES = (
                 "topk_sae:TopKTrainingSAE",
                 "batchtopk_sae:BatchTopKTrainingSAE",
                 "matryoshka_batchtopk_sae:MatryoshkaBatchTopKTrainingSAE",
+                "standard_sae:StandardTrainingSAE",
+                "gated_sae:GatedTrainingSAE",
+                "jumprelu_sae:JumpReLUTrainingSAE",
             )
         ),
     ),

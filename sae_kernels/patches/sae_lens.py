@@ -1,8 +1,8 @@
 """SAELens' SAEs and transcoders: TopK, BatchTopK, Matryoshka, JumpReLU, standard, gated.
 
 `encode` still returns dense acts, which remember their codes, so that `decode` is sparse; `forward` and the training
-pass of the top-k family never make them, unless their result holds them. Wherever somebody listens at
-`hook_sae_acts_pre` or `hook_sae_acts_post`, or the error term is on, the host's own path runs.
+passes never make them, unless their result holds them. Wherever somebody listens at `hook_sae_acts_pre` or
+`hook_sae_acts_post`, has replaced a method on the SAE itself, or has the error term on, the host's own path runs.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..codes import SparseCodes
 from ..ops import decode
 from . import _sae_lens_codes as codes_of_kind
+from . import _sae_lens_penalised as penalised
 from ._acts import codes_of, dense_acts
 from ._remembered import decode_remembered
 from ._sae_lens_training import batch_topk_pass, matryoshka_pass, topk_pass
@@ -47,7 +48,13 @@ TRAINING: Mapping[str, tuple[Codes, Callable[..., Any]]] = {
     "batchtopk_sae:BatchTopKTrainingSAE": (codes_of_kind.batch_topk, batch_topk_pass),
     "matryoshka_batchtopk_sae:MatryoshkaBatchTopKTrainingSAE": (codes_of_kind.batch_topk, matryoshka_pass),
 }
-CLASSES = tuple(MODULE + name for name in (*INFERENCE, *TRAINING))
+# the same for those whose latents are active as they please: half of all, at the start
+PENALISED: Mapping[str, tuple[Callable[..., penalised.Arithmetic], Callable[..., Any]]] = {
+    "standard_sae:StandardTrainingSAE": (penalised.standard, penalised.standard_pass),
+    "gated_sae:GatedTrainingSAE": (penalised.gated, penalised.gated_pass),
+    "jumprelu_sae:JumpReLUTrainingSAE": (penalised.jumprelu, penalised.jumprelu_pass),
+}
+CLASSES = tuple(MODULE + name for name in (*INFERENCE, *TRAINING, *PENALISED))
 # what a class uses for its activation; anything else was put there by somebody
 _ACTIVATIONS = ("ReLU", "TopK", "BatchTopK")
 
@@ -70,9 +77,13 @@ def apply(module: nn.Module) -> Callable[[], None]:
     return swap(module, _METHODS[class_name(module).removeprefix(MODULE)])
 
 
+_BETWEEN = ("hook_sae_acts_pre", "hook_sae_acts_post")
+_INSIDE = ("encode", "decode", "encode_with_hidden_pre", "calculate_aux_loss")
+
+
 def quiet(self: Any) -> bool:
     """Whether nobody looks at, or changes, what is between encoder and decoder."""
-    return not any(_heard(getattr(self, name)) for name in ("hook_sae_acts_pre", "hook_sae_acts_post"))
+    return not (any(_heard(getattr(self, name)) for name in _BETWEEN) or any(name in vars(self) for name in _INSIDE))
 
 
 def _heard(point: nn.Module) -> bool:
@@ -108,7 +119,7 @@ def _decode(self: Any, feature_acts: Tensor) -> Tensor:
 
 def decode_codes(self: Any, codes: SparseCodes) -> Tensor:
     """As the host's decode of codes that are not rescaled, with its hooks, normalisation and reshaping."""
-    return _finished(self, decode(codes, self.W_dec, self.b_dec))
+    return _finished(self, decode(codes, self.W_dec) + self.b_dec)
 
 
 def _finished(self: Any, out: Tensor) -> Tensor:
@@ -150,7 +161,24 @@ def _make_transcoder_forward(codes: Codes, skip: bool) -> Callable[..., Any]:
     return forward
 
 
-def _make_pass(codes: Codes, training_pass: Callable[..., Any]) -> Callable[..., Any]:
+def _make_penalised(arithmetic: Callable[..., penalised.Arithmetic]) -> dict[str, Callable[..., Any]]:
+    def encode(self: Any, x: Tensor) -> Tensor:
+        """Dense acts, as the host's, that remember their codes, where these are few."""
+        if not quiet(self):
+            return host(self).encode(self, x)
+        return self.hook_sae_acts_post(penalised.encoded(self, self.process_sae_in(x), arithmetic(self, loss=False)))
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        """encode and decode without dense acts between them."""
+        if not quiet(self) or self.use_error_term:
+            return host(self).forward(self, x)
+        out = penalised.reconstructed(self, x, self.process_sae_in(x), arithmetic(self, loss=False))
+        return self.hook_sae_output(_finished(self, out + self.b_dec))
+
+    return {"encode": encode, "decode": _decode, "forward": forward}
+
+
+def _make_pass(training_pass: Callable[..., Any]) -> Callable[..., Any]:
     def training_forward_pass(self: Any, step_input: Any) -> Any:
         """Loss and its terms as the host's; `hidden_pre` is computed when it is read."""
         if not quiet(self) or self.use_error_term:
@@ -168,13 +196,13 @@ def _inference_methods(name: str, codes: Codes) -> dict[str, Callable[..., Any]]
 
 
 _METHODS: dict[str, dict[str, Callable[..., Any]]] = {
-    name: _inference_methods(name, codes) for name, codes in INFERENCE.items()
-} | {
-    name: {
-        "encode": _make_encode(codes),
-        "decode": _decode,
-        "forward": _make_forward(codes),
-        "training_forward_pass": _make_pass(codes, training_pass),
-    }
-    for name, (codes, training_pass) in TRAINING.items()
+    **{name: _inference_methods(name, codes) for name, codes in INFERENCE.items()},
+    **{
+        name: _inference_methods(name, codes) | {"training_forward_pass": _make_pass(training_pass)}
+        for name, (codes, training_pass) in TRAINING.items()
+    },
+    **{
+        name: _make_penalised(arithmetic) | {"training_forward_pass": _make_pass(training_pass)}
+        for name, (arithmetic, training_pass) in PENALISED.items()
+    },
 }

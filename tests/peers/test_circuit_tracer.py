@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import pickle
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,11 @@ from typing import Any
 import pytest
 import torch
 from support.no_dense import NoDense
-from support.peer import peer
+from support.peer import D, all_close, assert_classes_are_listed, data, gradients, peer, plain_and_patched
 from torch import Tensor, nn
 
 import sae_kernels as sk
 from sae_kernels.errors import BackendError
-from sae_kernels.patches import builtin
 from sae_kernels.patches import circuit_tracer as ours
 from sae_kernels.patches._acts import codes_of
 
@@ -28,7 +26,7 @@ peer("circuit_tracer", "circuit-tracer")
 host = peer("circuit_tracer.transcoder.single_layer_transcoder", "circuit-tracer")
 activations = peer("circuit_tracer.transcoder.activation_functions", "circuit-tracer")
 
-D, M, K, N = 12, 96, 6, 20
+M, K, N = 96, 6, 40
 KINDS = ["relu", "relu module", "topk", "jumprelu", "jumprelu scalar"]
 
 
@@ -63,29 +61,12 @@ def made(kind: str, dtype: torch.dtype = torch.float64, m: int = M, shift: float
     return coder
 
 
-def data(*lead: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(*(lead or (N,)), D, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
-
-
-def gradients(outs: list[Tensor], inputs: list[Tensor]) -> list[Tensor]:
-    random = torch.Generator().manual_seed(2)
-    total = torch.zeros((), dtype=torch.float64)
-    for out in outs:
-        total = total + (out * torch.randn(out.shape, generator=random, dtype=torch.float64)).sum()
-    grads = torch.autograd.grad(total, inputs, allow_unused=True)
-    return [torch.zeros_like(given) if grad is None else grad for grad, given in zip(grads, inputs, strict=True)]
-
-
 def learned(coder: nn.Module) -> list[Tensor]:
     return [parameter for parameter in coder.parameters() if parameter.requires_grad]
 
 
 def test_the_classes_that_are_listed_are_those_that_are_known() -> None:
-    (spec,) = [spec for spec in builtin.sae_kernels_patches() if spec.name == "circuit_tracer"]
-    assert spec.classes == ours.CLASSES
-    for target in spec.classes:
-        module, _, name = target.partition(":")
-        assert hasattr(importlib.import_module(module), name)
+    assert_classes_are_listed("circuit_tracer", ours.CLASSES)
 
 
 @pytest.mark.parametrize("skip", [False, True])
@@ -93,25 +74,21 @@ def test_the_classes_that_are_listed_are_those_that_are_known() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_forward_encode_decode_and_every_gradient(kind: str, lead: tuple[int, ...], skip: bool) -> None:
     coder = made(kind, skip_connection=skip)
-    found = {}
-    given = torch.randn(*lead, D, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    for who in ("theirs", "mine"):
-        handle = sk.patch(coder) if who == "mine" else None
-        x = given.clone().requires_grad_()
+
+    def run() -> list[Tensor]:
+        x = (data(*lead) if lead else data(1)[0]).requires_grad_()
         inputs = [x, *learned(coder)]
         out = coder(x)
-        results = [out, *gradients([out], inputs)]
+        results = [out, *gradients(out, inputs)]
         acts = coder.encode(x)
+        assert (codes_of(acts) is None) == (type(coder) is host.SingleLayerTranscoder)
         out = coder.decode(acts, x)
         (attributed,) = torch.autograd.grad(out.pow(2).sum(), acts, retain_graph=True)
         results += [acts, out, attributed, *gradients([acts, out], inputs)]
-        results += [coder.encode(x, apply_activation_function=False)]
-        if handle:
-            assert codes_of(acts) is not None
-            handle.undo()
-        found[who] = results
-    for mine, theirs in zip(found["mine"], found["theirs"], strict=True):
-        torch.testing.assert_close(mine, theirs)
+        return [*results, coder.encode(x, apply_activation_function=False)]
+
+    theirs, mine = plain_and_patched(coder, run)
+    all_close(mine, theirs)
 
 
 @pytest.mark.parametrize("zeroed", [slice(0, 1), slice(0, 0), slice(2, 7), slice(None), slice(-3, None)], ids=str)
