@@ -44,6 +44,8 @@ class Kernel:
     few microseconds): where two kernels have one and the second is clearly the cheaper, it runs instead.
     `by_name`, where given, says what is asked of whoever wants this kernel (a probability that is not 1, say): it is
     never chosen but by its backend's name, `explain` shows the words, and gradients run as if it had not been named.
+    `by_kind` says that `why_not` looks at nothing but the dtype, device and layout of the floating tensors: it is not
+    asked again about others of the same kind.
     """
 
     op: str
@@ -53,6 +55,7 @@ class Kernel:
     priority: int = 0
     estimate: Target | None = None
     by_name: str = ""
+    by_kind: bool = False
 
     @property
     def name(self) -> str:

@@ -34,37 +34,65 @@ def takes(x: Tensor, W: Tensor, chosen: int = 0) -> bool:
     """Whether this problem is small enough in tokens, and its rows of W lie in one piece each."""
     n, d = x.shape
     return (
-        0 < n <= (MOST_BFLOAT16 if W.dtype == torch.bfloat16 else MOST_TOKENS)
+        0 < n <= (MOST_BFLOAT16 if W.dtype is torch.bfloat16 else MOST_TOKENS)
         and d > 0
         and W.shape[0] > 0
-        and (W.stride(1) == 1 or d == 1)
+        and (W.stride()[1] == 1 or d == 1)
         and n * chosen * torch.get_num_threads() <= CANDIDATES
         and not W.is_neg()
     )
+
+
+def one_top_k(x: Tensor, W: Tensor, b: Tensor | None, k: int, relu: bool, among: Tensor | None) -> list[Tensor] | None:
+    """`top_k`, where these arguments are what they nearly always are; None where somebody has to look closer. Every
+    attribute of a tensor is read once: a call for one token of a small dictionary is made of little else."""
+    of_x, of_W = x.shape, W.shape
+    if len(of_x) != 2 or len(of_W) != 2:
+        return None
+    (n, d), m, x_steps, W_steps = of_x, of_W[0], x.stride(), W.stride()
+    if not (
+        0 < n <= MOST_BFLOAT16
+        and 0 < d == of_W[1]
+        and 0 < k <= m
+        and x_steps[1] == 1 == W_steps[1]
+        and n * k * torch.get_num_threads() <= CANDIDATES
+        and not (x.is_neg() or W.is_neg())
+        and (b is None or (b.shape == of_W[:1] and b.is_contiguous() and not b.is_neg()))
+        and (among is None or among.numel() == 0)
+    ):
+        return None
+    values, indices = x.new_empty(n, k), _cpu.INT32.new_empty(n, k)
+    where = (x.data_ptr(), n, d, x_steps[0], W.data_ptr(), m, d, W_steps[0], 0 if b is None else b.data_ptr())
+    copy = copy_of(W, k)  # held until C++ has read it: another thread may free it meanwhile
+    out = (k, relu, 0, values.data_ptr(), indices.data_ptr())
+    if _cpu.tell("few_topk", _cpu.DTYPES[x.dtype], *where, *_addresses(copy), *out) & CONTRADICTED:
+        contradicted(W)
+    return [values, indices]
 
 
 def copy_of(W: Tensor, chosen: int) -> Rounded | None:
     """The copy to screen with."""
     m, d = W.shape
     wanted = mode()
-    if wanted == "off" or W.dtype == torch.bfloat16:
+    if wanted == "off" or W.dtype is torch.bfloat16:
         return None
     if wanted != "on" and (d < LEAST_D or m * d < LEAST_ELEMENTS or LATENTS_A_CHOICE * chosen > m):
         return None
     return kept(W, ROWS_A_LOOK)
 
 
+def _addresses(copy: Rounded | None) -> tuple[int, int, int, bool]:
+    return NO_COPY if copy is None else (copy.data.data_ptr(), *copy.norms(), DOTS)
+
+
 def call(name: str, x: Tensor, W: Tensor, b: Tensor | None, copy: Rounded | None, *rest: Any) -> None:
     """Run one of csrc/few on these inputs; a copy that turns out to be another matrix's is freed."""
-    n, d = x.shape
-    if x.is_neg() or (d > 1 and x.stride(1) != 1):
+    if x.is_neg() or x.stride()[1] != 1:
         x = _cpu.matrix(x)
     if b is not None and (b.is_neg() or not b.is_contiguous()):
         b = _cpu.flat(b, x.dtype, "b")
-    of_x = (x.data_ptr(), n, d, x.stride(0))
-    of_W = (W.data_ptr(), W.shape[0], d, W.stride(0), 0 if b is None else b.data_ptr())
-    of_copy = NO_COPY if copy is None else (copy.data.data_ptr(), *copy.norms(), DOTS)
-    if _cpu.tell(name, _cpu.DTYPES[x.dtype], *of_x, *of_W, *of_copy, *rest) & CONTRADICTED:
+    of_x, of_W = _cpu.pointers(x), (*_cpu.pointers(W), 0 if b is None else b.data_ptr())
+    if _cpu.tell(name, _cpu.DTYPES[x.dtype], *of_x, *of_W, *_addresses(copy), *rest) & CONTRADICTED:
         contradicted(W)
 
 
@@ -91,9 +119,9 @@ def threshold(x: Tensor, W: Tensor, b: Tensor | None, theta: Tensor) -> tuple[Te
         values, indices = torch.empty(room, dtype=x.dtype), torch.empty(room, dtype=torch.int32)
         out = (room, offsets.data_ptr(), values.data_ptr(), indices.data_ptr())
         call("few_threshold", x, W, b, copy, theta.data_ptr(), theta.dim(), *out)
-        count = int(offsets[-1])
+        count = offsets.tolist()[-1]
         if count <= room:
-            return values[:count].clone(), indices[:count].clone(), offsets
+            return values.narrow(0, 0, count).clone(), indices.narrow(0, 0, count).clone(), offsets
         room = count
         _rooms[m] = min(m // 8, 2 * (-(-count // n)))  # so much is allocated from now on
         if len(_rooms) > MOST_ROOMS:

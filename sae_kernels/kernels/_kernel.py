@@ -65,47 +65,75 @@ def _milliseconds(ms: float) -> str:
     return f"{ms:.0f} ms" if ms >= 100 else f"{ms:.1f} ms" if ms >= 1 else f"{ms:.3f} ms"
 
 
-_LOADED: dict[int, tuple[Kernel, Callable[..., Any], Callable[..., str | None]]] = {}
+class _Ready:
+    """A kernel with its functions, found when they are first called."""
 
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
 
-def _loaded(kernel: Kernel) -> tuple[Kernel, Callable[..., Any], Callable[..., str | None]]:
-    """(kernel, run, why_not). By identity: hashing a description takes longer than all else here."""
-    found = _LOADED.get(id(kernel))
-    if found is None or found[0] is not kernel:
-        found = _LOADED[id(kernel)] = (kernel, resolve(kernel.run), resolve(kernel.why_not))
-    return found
+    @functools.cached_property
+    def run(self) -> Callable[..., Any]:
+        return resolve(self.kernel.run)
+
+    @functools.cached_property
+    def asked(self) -> Callable[..., str | None]:
+        return resolve(self.kernel.why_not)
+
+    @functools.cached_property
+    def estimate(self) -> Callable[..., float] | None:
+        return None if self.kernel.estimate is None else resolve(self.kernel.estimate)
+
+    def why_not(self, args: Sequence[Any]) -> str | None:
+        """The kernel's own answer; one that cannot even be imported declines with that reason."""
+        try:
+            reason = self.asked(*args)
+            if reason is None:
+                _ = self.run
+            return reason
+        except ImportError as error:
+            return f"cannot be imported: {error}"
+
+    def milliseconds(self, args: Sequence[Any]) -> float | None:
+        """Its estimate; None where there is none, or where it cannot be made (of arguments the kernel will refuse,
+        say): that stands in nobody's way."""
+        try:
+            return None if self.estimate is None else float(self.estimate(*args))
+        except Exception:
+            return None
 
 
 @dataclass(frozen=True)
 class _Candidates:
-    """The kernels of an op, best first; those with an estimate, where there are two to compare; what was decided."""
+    """The kernels of an op, best first; those that may be chosen, by the backend asked for ("": none); those with an
+    estimate, where there are two to compare; what was decided, by sizes, and by (backend asked for, `kind`)."""
 
-    kernels: tuple[Kernel, ...]
-    rivals: tuple[Kernel, ...]
-    decisions: dict[tuple[Any, ...], Kernel]
+    kernels: tuple[_Ready, ...]
+    named: Mapping[str, tuple[_Ready, ...]]
+    rivals: tuple[_Ready, ...]
+    decisions: dict[tuple[Any, ...], _Ready]
+    by_kind: dict[tuple[str, torch.dtype], _Ready]
 
 
 @functools.lru_cache(maxsize=256)
 def _candidates(op: str, generation: int) -> _Candidates:
-    mine = [registry.kernels.get(name) for name in registry.kernels.names() if name.startswith(f"{op}/")]
-    mine.sort(key=lambda kernel: -kernel.priority)
-    estimated = tuple(kernel for kernel in mine if kernel.estimate is not None)
-    return _Candidates(tuple(mine), estimated if len(estimated) > 1 else (), {})
+    found = [registry.kernels.get(name) for name in registry.kernels.names() if name.startswith(f"{op}/")]
+    mine = tuple(_Ready(kernel) for kernel in sorted(found, key=lambda kernel: -kernel.priority))
+    named: dict[str, tuple[_Ready, ...]] = {
+        each.kernel.backend: (each,) for each in mine
+    }  # a backend has one kernel of an op
+    named[""] = tuple(each for each in mine if not each.kernel.by_name)
+    estimated = tuple(each for each in mine if each.kernel.estimate is not None)
+    return _Candidates(mine, named, estimated if len(estimated) > 1 else (), {}, {})
 
 
 def candidates(op: str) -> tuple[Kernel, ...]:
     """The registered kernels of an op, best first."""
-    return _candidates(op, plugins().generation).kernels
+    return tuple(each.kernel for each in _candidates(op, plugins().generation).kernels)
 
 
 def forget_decisions() -> None:
-    """Compare estimates anew: the constants behind them have changed."""
+    """Ask and compare anew: what kernels answer, or the constants behind their estimates, have changed."""
     _candidates.cache_clear()
-
-
-def _named(kernel: Kernel, wanted: str) -> bool:
-    """Whether a choice of backend ("": none) leaves this kernel in play."""
-    return kernel.backend == wanted or not (wanted or kernel.by_name)
 
 
 @functools.lru_cache(maxsize=64)
@@ -114,55 +142,35 @@ def _only_by_name(backend: str, generation: int) -> bool:
     return any(registry.kernels.get(name).by_name for name in mine)
 
 
-def _why_not(kernel: Kernel, args: Sequence[Any]) -> str | None:
-    """The kernel's own answer; one that cannot even be imported declines with that reason."""
-    try:
-        return _loaded(kernel)[2](*args)
-    except ImportError as error:
-        return f"cannot be imported: {error}"
-
-
-_resolved = functools.lru_cache(maxsize=256)(resolve)  # called for each new number of slots of ragged codes
-
-
-def _estimate(kernel: Kernel, args: Sequence[Any]) -> float | None:
-    """Milliseconds, or None: an estimate that cannot be made (of arguments the kernel will refuse, say) stands in
-    nobody's way."""
-    try:
-        return None if kernel.estimate is None else float(_resolved(kernel.estimate)(*args))
-    except Exception:
-        return None
-
-
-def _cheaper(first: Kernel, among: _Candidates, args: Sequence[Any]) -> Kernel:
+def _cheaper(first: _Ready, among: _Candidates, args: Sequence[Any]) -> _Ready:
     """`first`, whose priority is the highest, or the kernel that is estimated to beat it on these arguments.
 
     Decided once for each combination of sizes: later calls look it up.
     """
-    key: list[Any] = [first.backend, args[0].dtype, args[0].get_device()]
+    matrix = args[0]
+    sizes: tuple[Any, ...] = (first, matrix.dtype, matrix.get_device())
     for arg in args:
-        key.append(arg.shape if isinstance(arg, Tensor) else tuple(arg) if isinstance(arg, list) else arg)
-    sizes = tuple(key)
+        sizes += (arg.shape if isinstance(arg, Tensor) else tuple(arg) if isinstance(arg, list) else arg,)
     rival = among.decisions.get(sizes)
     if rival is None:
         if len(among.decisions) >= MOST_DECISIONS:
             among.decisions.clear()
         rival = among.decisions[sizes] = _decide(first, among.rivals, args)
-    return first if rival is first or _why_not(rival, args) is not None else rival
+    return first if rival is first or rival.why_not(args) is not None else rival
 
 
-def _decide(first: Kernel, rivals: Sequence[Kernel], args: Sequence[Any]) -> Kernel:
+def _decide(first: _Ready, rivals: Sequence[_Ready], args: Sequence[Any]) -> _Ready:
     """The cheapest willing kernel that beats `first` by the device's margin, else `first`."""
-    mine = _estimate(first, args)
+    mine = first.milliseconds(args)
     if mine is None:
         return first
     margin = in_force(args[0].device).margin
     below = rivals[rivals.index(first) + 1 :]  # those above have declined
-    timed = [(_estimate(kernel, args), kernel) for kernel in below]
-    better = [(ms, kernel) for ms, kernel in timed if ms is not None and ms < margin * mine]
-    for _, kernel in sorted(better, key=lambda pair: pair[0]):
-        if _why_not(kernel, args) is None:
-            return kernel
+    timed = [(each.milliseconds(args), each) for each in below]
+    better = [(ms, each) for ms, each in timed if ms is not None and ms < margin * mine]
+    for _, each in sorted(better, key=lambda pair: pair[0]):
+        if each.why_not(args) is None:
+            return each
     return first
 
 
@@ -182,27 +190,30 @@ def explain(op: str, names: Sequence[str], args: Sequence[Any], backend: str = "
     """Ask every candidate of an op about these arguments."""
     wanted = backend or settings.chosen_backend()
     among = _candidates(op, plugins().generation)
-    found = among.kernels
-    reasons = [
-        _why_not(kernel, args) if kernel.backend == wanted or not kernel.by_name else f"only by name: {kernel.by_name}"
-        for kernel in found
-    ]
+    reasons = {
+        each: f"only by name: {each.kernel.by_name}"
+        if each.kernel.by_name and each.kernel.backend != wanted
+        else each.why_not(args)
+        for each in among.kernels
+    }
     answers = tuple(
-        Candidate(kernel.backend, reason, _estimate(kernel, args) if reason is None else None, kernel.by_name)
-        for kernel, reason in zip(found, reasons, strict=True)
+        Candidate(each.kernel.backend, reason, each.milliseconds(args) if reason is None else None, each.kernel.by_name)
+        for each, reason in reasons.items()
     )
-    willing = [k for k, reason in zip(found, reasons, strict=True) if reason is None and _named(k, wanted)]
+    willing = [each for each in among.named.get(wanted, ()) if reasons[each] is None]
     chosen = willing[0] if willing else None
     because = f"backend {wanted!r} asked for" if wanted else "highest priority among those that would run"
     if chosen is not None and not wanted:
         cheaper = _cheaper(chosen, among, args) if chosen in among.rivals else chosen
         if cheaper is not chosen:
             chosen, because = cheaper, f"cheapest by estimate; constants: {in_force(args[0].device).source}"
-    return Explanation(op, _show(names, args), answers, chosen.backend if chosen else None, because)
+    return Explanation(op, _show(names, args), answers, chosen.kernel.backend if chosen else None, because)
 
 
-def select(op: str, names: Sequence[str], args: Sequence[Any], backend: str = "") -> Callable[..., Any]:
-    """The `run` of the kernel that takes these arguments.
+def select(
+    op: str, names: Sequence[str], args: Sequence[Any], backend: str = "", kind: torch.dtype | None = None
+) -> Callable[..., Any]:
+    """The `run` of the kernel that takes these arguments (`kind`: see `Op`).
 
     Raises:
         UnknownNameError: no kernel of this op has the backend asked for.
@@ -210,13 +221,21 @@ def select(op: str, names: Sequence[str], args: Sequence[Any], backend: str = ""
     """
     wanted = backend or settings.chosen_backend()
     among = _candidates(op, plugins().generation)
-    found = among.kernels
-    for kernel in found:
-        if _named(kernel, wanted) and _why_not(kernel, args) is None:
-            if among.rivals and kernel.estimate is not None and not wanted:
-                kernel = _cheaper(kernel, among, args)
-            return _loaded(kernel)[1]
-    backends = [kernel.backend for kernel in found]
+    first = None if kind is None else among.by_kind.get((wanted, kind))
+    if first is None:
+        asked = []
+        for each in among.named.get(wanted, ()):
+            asked.append(each)
+            if each.why_not(args) is None:
+                first = each
+                if kind is not None and all(each.kernel.by_kind for each in asked):
+                    among.by_kind[wanted, kind] = first
+                break
+    if first is not None:
+        if among.rivals and not wanted and first.kernel.estimate is not None:
+            first = _cheaper(first, among, args)
+        return first.run
+    backends = [each.kernel.backend for each in among.kernels]
     if wanted and wanted not in backends:
         raise unknown(f"backend of {op}", wanted, backends)
     told = explain(op, names, args, wanted)
@@ -237,40 +256,70 @@ def backend_in_force(keyword_only_inputs: Mapping[str, str]) -> str:
     return given if given or torch.compiler.is_compiling() else settings.chosen_backend()
 
 
-def _only_computes(args: Iterable[Any]) -> bool:
-    """Whether all that happens to a call with these arguments is that a kernel for the CPU runs: nobody wants a
-    gradient, and nobody looks on (modes, transforms, tracers, profilers, subclasses of Tensor, autocast)."""
-    if (
+def _somebody_looks() -> bool:
+    """Modes, transforms, tracers, profilers or autocast want to see what is called."""
+    return bool(
         _C._len_torch_dispatch_stack()
         or _C._len_torch_function_stack()
         or _C._are_functorch_transforms_active()
         or _C._is_tracing()
         or _profiler_enabled()
         or _C._is_any_autocast_enabled()
-    ):
-        return False
-    return _are_plain(args, _C.is_grad_enabled())
+    )
 
 
-def _are_plain(args: Iterable[Any], recording: bool) -> bool:
-    """All tensors among `args` (lists too) are ordinary ones on the CPU, through which no gradient is to flow."""
+def _wants(args: Iterable[Any]) -> str:
+    """What there is to do for a call besides running a kernel for the CPU: "" is nothing, "gradient" to record one;
+    "dispatcher", where a tensor among `args` (lists too) is no ordinary one on the CPU, is for torch to say."""
+    recording, found = _C.is_grad_enabled(), ""
     for arg in args:
         kind = type(arg)
         if kind is Tensor or kind is Parameter:
-            if not arg.is_cpu or (recording and arg.requires_grad) or arg.is_neg():
-                return False
+            if not arg.is_cpu or arg.is_neg():
+                return "dispatcher"
+            if recording and arg.requires_grad:
+                found = "gradient"
         elif kind is list:
-            if not _are_plain(arg, recording):
-                return False
+            if arg and type(arg[0]) not in PLAIN:  # the items of a list are of one kind
+                found = _wants(arg) or found
+                if found == "dispatcher":
+                    return found
         elif kind not in PLAIN:
-            return False
-    return True
+            return "dispatcher"
+    return found
+
+
+def _recorded(op: Op) -> type[torch.autograd.Function]:
+    """The op with its gradient, for ordinary tensors: what `register_autograd` makes of it takes three times as long.
+
+    Called with the op's arguments, its kernel's `run`, and the backend asked for; a list of outputs comes as a tuple.
+    """
+    setup, formula = op.setup_context, op.backward
+    assert setup is not None
+    assert formula is not None
+
+    def forward(ctx: Any, *args: Any) -> Any:
+        inputs = args[:-2]
+        with _C._AutoDispatchBelowAutograd():
+            output = args[-2](*inputs)
+            setup(ctx, inputs, {"backend": args[-1]}, output)
+        ctx.in_a_list = type(output) is list
+        return tuple(output) if ctx.in_a_list else output
+
+    def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+        found = formula(ctx, list(grads)) if ctx.in_a_list else formula(ctx, *grads)
+        return (*(None if isinstance(grad, list) else grad for grad in found), None, None)
+
+    functions = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    return type(op.name, (torch.autograd.Function,), functions)
 
 
 @dataclass(frozen=True)
 class Op:
     """A torch op of this package: its schema, its shapes under tracing, its gradient.
 
+    Calls pass torch's dispatcher by where they can. A caller who has seen that all floating tensors among the arguments
+    are ordinary strided ones on the CPU, of one dtype, may say so: that is their `kind`.
     Schemas end in `*, str backend=""`. `backward(ctx, *grads)` and `setup_context(ctx, inputs, keyword_only_inputs,
     output)` are as in `torch.library.register_autograd`.
     """
@@ -285,13 +334,23 @@ class Op:
     def _names(self) -> tuple[str, ...]:
         return tuple(p for p in inspect.signature(self.fake).parameters if p != "backend")
 
-    def __call__(self, *args: Any, backend: str = "") -> Any:
+    @functools.cached_property
+    def _recorded(self) -> type[torch.autograd.Function] | None:
+        return None if self.backward is None else _recorded(self)
+
+    def __call__(self, *args: Any, backend: str = "", kind: torch.dtype | None = None) -> Any:
         """`torch.ops.sae_kernels.<name>` on these arguments, but past torch's dispatcher where it would only hand them
-        on."""
-        if torch.compiler.is_compiling() or not _only_computes(args):  # the former is all that a compiler sees of it
-            return getattr(torch.ops.sae_kernels, self.name)(*args, backend=backend)
-        with _C._AutoDispatchBelowAutograd():  # where the dispatcher runs kernels, too
-            return select(self.name, self._names, args, backend)(*args)
+        on, or record the gradient on the way."""
+        wants = "dispatcher"
+        if not torch.compiler.is_compiling() and not _somebody_looks():  # the former is all that a compiler sees of it
+            wants = _wants(args)
+        if wants == "":
+            with _C._AutoDispatchBelowAutograd():  # where the dispatcher runs kernels, too
+                return select(self.name, self._names, args, backend, kind)(*args)
+        if wants == "gradient" and self._recorded is not None:
+            found = self._recorded.apply(*args, select(self.name, self._names, args, backend, kind), backend)
+            return list(found) if self.schema.endswith("Tensor[]") else found
+        return getattr(torch.ops.sae_kernels, self.name)(*args, backend=backend)
 
     def register(self) -> Op:
         """Make it `torch.ops.sae_kernels.<name>`."""

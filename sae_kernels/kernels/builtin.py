@@ -13,6 +13,7 @@ PRIORITIES = {"reference": 0, "cpu": 10}
 TRITON = 20
 DENSE = -10  # below the reference: it runs where its estimate says so
 INT8 = -20  # only by name
+OF_ONE_KIND = ("topk", "linear_topk", "linear_threshold", "linear_batch_topk", "spmm", "prefix_decode")
 DENSE_OPS = ("spmm", "spmm_t", "sddmm", "spmm_backward")
 ESTIMATES = f"{__package__}._cost.estimates"
 
@@ -24,7 +25,8 @@ def _kernel(op: str, backend: str, priority: int) -> Kernel:
     if op in DENSE_OPS and backend != "reference":
         kind = "dense" if backend == "dense" else "sparse"
         estimate = f"{ESTIMATES}:{kind}_{op}"
-    return Kernel(op, backend, f"{here}:run", why_not, priority, estimate)
+    by_kind = not _triton.interpreting() if backend == "triton" else backend == "cpu" and op in OF_ONE_KIND
+    return Kernel(op, backend, f"{here}:run", why_not, priority, estimate, by_kind=by_kind)
 
 
 @hookimpl

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from ..errors import ArgumentError, DeviceError, DtypeError, ShapeError, describe
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 OPTIONAL = ("b_enc", "b_dec")  # what may be None
+ORDINARY = (Tensor, Parameter)
+STRIDED = torch.strided
 
 
 def show(**tensors: Tensor | None) -> str:
@@ -50,8 +54,35 @@ def rank(op: str, name: str, tensor: Tensor, expected: int, shape: str) -> None:
         raise ShapeError(f"{op}: {name} is {describe(tensor)}, expected {shape}")
 
 
-def linear(op: str, x: Tensor, W_enc: Tensor, b_enc: Tensor | None) -> None:
-    """x (…, d_in), W_enc (d_sae, d_in), b_enc (d_sae,) fit together."""
+def usual(first: Any, *others: Any) -> bool:
+    """Whether these are ordinary tensors on the CPU, of one floating dtype: in a tenth of the time that `floating`
+    takes, and without a word on what is wrong."""
+    if type(first) not in ORDINARY or not first.is_cpu or first.layout is not STRIDED or first.dtype not in DTYPES:
+        return False
+    dtype = first.dtype
+    for tensor in others:
+        if (
+            type(tensor) not in ORDINARY
+            or tensor.dtype is not dtype
+            or not tensor.is_cpu
+            or tensor.layout is not STRIDED
+        ):
+            return False
+    return True
+
+
+def linear(op: str, x: Tensor, W_enc: Tensor, b_enc: Tensor | None) -> torch.dtype | None:
+    """x (…, d_in), W_enc (d_sae, d_in), b_enc (d_sae,) fit together. → their `kind` (see `Op`)."""
+    if usual(x, W_enc) if b_enc is None else usual(x, W_enc, b_enc):
+        sizes, of_x = W_enc.shape, x.shape
+        if (
+            len(sizes) == 2
+            and len(of_x) >= 1
+            and 1 <= sizes[0] < 2**31
+            and of_x[-1] == sizes[1]
+            and (b_enc is None or b_enc.shape == sizes[:1])
+        ):
+            return x.dtype
     floating(op, x=x, W_enc=W_enc, b_enc=b_enc)
     rank(op, "W_enc", W_enc, 2, "(d_sae, d_in)")
     if x.dim() < 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from ..codes import SparseCodes
@@ -19,11 +20,17 @@ def check_codes(op: str, codes: SparseCodes) -> None:
         raise ArgumentError(f"{op}: codes are a {type(codes).__name__}, expected SparseCodes")
 
 
-def check(op: str, codes: SparseCodes, W_dec: Tensor, b_dec: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The boundary of a decode: (values, W_dec, b_dec), cast where autocast is on."""
+def check(
+    op: str, codes: SparseCodes, W_dec: Tensor, b_dec: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None, torch.dtype | None]:
+    """The boundary of a decode: (values, W_dec, b_dec, their `kind`), cast where autocast is on."""
     check_codes(op, codes)
     values, W_dec, b_dec = _checks.autocast(codes.values, W_dec, b_dec)  # pyright: ignore[reportAssignmentType]
     assert values is not None
+    if _checks.usual(values, W_dec) if b_dec is None else _checks.usual(values, W_dec, b_dec):
+        sizes = W_dec.shape
+        if len(sizes) == 2 and sizes[0] == codes.d_sae and (b_dec is None or b_dec.shape == sizes[1:]):
+            return values, W_dec, b_dec, values.dtype
     _checks.floating(op, values=values, W_dec=W_dec, b_dec=b_dec)
     _checks.rank(op, "W_dec", W_dec, 2, "(d_sae, d_out)")
     d_sae, d_out = W_dec.shape
@@ -32,7 +39,7 @@ def check(op: str, codes: SparseCodes, W_dec: Tensor, b_dec: Tensor | None) -> t
         raise ShapeError(f"{op}: W_dec is {describe(W_dec)}, the codes have d_sae = {codes.d_sae}{hint}")
     if b_dec is not None and (b_dec.dim() != 1 or b_dec.shape[0] != d_out):
         raise ShapeError(f"{op}: b_dec must be (d_out,) = ({d_out},)\n  {_checks.show(W_dec=W_dec, b_dec=b_dec)}")
-    return values, W_dec, b_dec
+    return values, W_dec, b_dec, None
 
 
 def decode(codes: SparseCodes, W_dec: Tensor, b_dec: Tensor | None = None, *, backend: str = "") -> Tensor:
@@ -50,9 +57,9 @@ def decode(codes: SparseCodes, W_dec: Tensor, b_dec: Tensor | None = None, *, ba
         IndexRangeError: an index outside [0, d_sae), or offsets that are no CSR; found before memory is read.
         BackendError: `backend` (or the one in force) declined.
     """
-    values, W_dec, b_dec = check("decode", codes, W_dec, b_dec)
+    values, W_dec, b_dec, kind = check("decode", codes, W_dec, b_dec)
     flat_values, indices, offsets = codes.with_values(values).flat()
-    y = OPS["spmm"](flat_values, indices, offsets, W_dec, backend=backend)
+    y = OPS["spmm"](flat_values, indices, offsets, W_dec, backend=backend, kind=kind)
     if b_dec is not None:
         y = y + b_dec
     return y if codes.values.dim() == 2 else y.reshape(*codes.lead_shape, W_dec.shape[1])
@@ -80,9 +87,9 @@ def prefix_decode(
         raise ArgumentError(
             f"prefix_decode: prefixes = {ends}, expected strictly rising within 1 … d_sae = {codes.d_sae}"
         )
-    values, W_dec, b_dec = check("prefix_decode", codes, W_dec, b_dec)
+    values, W_dec, b_dec, kind = check("prefix_decode", codes, W_dec, b_dec)
     flat_values, indices, offsets = codes.with_values(values).flat()
-    y = OPS["prefix_decode"](flat_values, indices, offsets, W_dec, ends, backend=backend)
+    y = OPS["prefix_decode"](flat_values, indices, offsets, W_dec, ends, backend=backend, kind=kind)
     if b_dec is not None:
         y = y + b_dec
     return y.reshape(len(ends), *codes.lead_shape, W_dec.shape[1])

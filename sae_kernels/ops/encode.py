@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
 from typing import Any, overload
 
 import torch
@@ -75,61 +76,78 @@ def encode(
     Source: TopK arXiv 2406.04093, BatchTopK 2412.06410, JumpReLU 2407.14435.
     """
     x, W_enc, b_enc = _checks.autocast(x, W_enc, b_enc)  # pyright: ignore[reportAssignmentType]
-    _checks.linear("encode", x, W_enc, b_enc)
-    single = not isinstance(selection, tuple)
+    kind = _checks.linear("encode", x, W_enc, b_enc)
     wanted = normal(selection, W_enc)
     if screening != "":
         backend = backend_for(screening, backend, wanted)
-    lead = tuple(x.shape[:-1])
-    flat = _checks.matrix(x)
-    out: list[SparseCodes | None] = [None] * len(wanted)
-    _top_k(flat, W_enc, b_enc, wanted, lead, backend, out)
-    for i, each in enumerate(wanted):
-        if not isinstance(each, TopK):
-            op, args = ragged_call(flat, W_enc, b_enc, each)
-            values, indices, offsets = OPS[op](*args, backend=backend)
-            out[i] = SparseCodes(values, indices, W_enc.shape[0], offsets, lead)
-    codes = tuple(each for each in out if each is not None)
-    return codes[0] if single else codes
+    lead, flat = x.shape[:-1], _checks.matrix(x)
+    if not isinstance(selection, tuple):
+        return _alone(flat, W_enc, b_enc, wanted[0], lead, backend, kind)
+    together = [each for each in wanted if isinstance(each, TopK)]
+    found: Iterator[Tensor] = iter(())
+    if together:
+        op, args = top_k_call(flat, W_enc, b_enc, together)
+        found = iter(OPS[op](*args, backend=backend, kind=kind))
+    codes = [
+        _fixed(next(found), next(found), W_enc.shape[0], lead)
+        if isinstance(each, TopK)
+        else _alone(flat, W_enc, b_enc, each, lead, backend, kind)
+        for each in wanted
+    ]
+    return tuple(codes)
 
 
 def normal(selection: Any, W_enc: Tensor) -> tuple[Selection, ...]:
     """A tuple of selections that fit d_sae and the device."""
-    given: Sequence[Any] = selection if isinstance(selection, tuple) else (selection,)
+    if type(selection) is TopK and selection.among is None and selection.k <= W_enc.shape[0]:
+        return (selection,)
+    given: tuple[Any, ...] = selection if isinstance(selection, tuple) else (selection,)
     if not given:
         raise ArgumentError("encode: an empty tuple of selections, expected at least one")
+    return tuple([_normal(each, W_enc) for each in given])
+
+
+def _normal(selection: Any, W_enc: Tensor) -> Selection:
     d_sae = W_enc.shape[0]
-    normal: list[Selection] = []
-    for each in given:
-        if not isinstance(each, (TopK, Threshold, BatchTopK)):
-            if not isinstance(each, (int, float)):
-                kind = type(each).__name__
-                raise ArgumentError(f"encode: selection is a {kind}, expected TopK, Threshold, BatchTopK or an int k")
-            each = TopK(each)  # pyright: ignore[reportArgumentType]  refuses what is no positive integer
-        if isinstance(each, (TopK, BatchTopK)):
-            _checks.k_fits("encode", each.k, d_sae)
-        extra = each.among if isinstance(each, TopK) else each.theta if isinstance(each, Threshold) else None
-        if isinstance(extra, Tensor):
-            name = "among" if isinstance(each, TopK) else "theta"
-            if extra.device != W_enc.device:
-                raise DeviceError(f"encode: {name} on {extra.device}, W_enc on {W_enc.device}")
-            if (
-                extra.dim() > 1
-                or (extra.dim() == 1 and extra.shape[0] != d_sae)
-                or (name == "among" and extra.dim() == 0)
-            ):
-                raise ShapeError(f"encode: {name} is {describe(extra)}, expected (d_sae,) = ({d_sae},)")
-        normal.append(each)
-    return tuple(normal)
+    if not isinstance(selection, (TopK, Threshold, BatchTopK)):
+        if not isinstance(selection, (int, float)):
+            kind = type(selection).__name__
+            raise ArgumentError(f"encode: selection is a {kind}, expected TopK, Threshold, BatchTopK or an int k")
+        selection = TopK(selection)  # pyright: ignore[reportArgumentType]  refuses what is no positive integer
+    if isinstance(selection, Threshold):
+        name, extra = "theta", selection.theta
+    else:
+        _checks.k_fits("encode", selection.k, d_sae)
+        name, extra = "among", selection.among if isinstance(selection, TopK) else None
+    if not isinstance(extra, Tensor):
+        return selection
+    if extra.device != W_enc.device:
+        raise DeviceError(f"encode: {name} on {extra.device}, W_enc on {W_enc.device}")
+    if extra.dim() > 1 or (extra.dim() == 1 and extra.shape[0] != d_sae) or (name == "among" and extra.dim() == 0):
+        raise ShapeError(f"encode: {name} is {describe(extra)}, expected (d_sae,) = ({d_sae},)")
+    return selection
 
 
-_EVERYONE = torch.empty(0, dtype=torch.bool)  # no mask, on the CPU: making one takes longer than a small product
+# No mask, and thresholds for all latents, on the CPU: making one takes longer than a small product. Nobody writes them.
+_EVERYONE = torch.empty(0, dtype=torch.bool)
+
+
+@functools.lru_cache(maxsize=64)
+def _for_all(theta: float) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.full((), theta, dtype=torch.float32, device="cpu")
+
+
+def _plain(x: Tensor) -> bool:
+    return type(x) is Tensor and x.is_cpu and not torch.compiler.is_compiling()
 
 
 def top_k_call(x: Tensor, W_enc: Tensor, b_enc: Tensor | None, wanted: Sequence[TopK]) -> tuple[str, tuple[Any, ...]]:
     """The op and arguments that serve several `TopK`s in one pass."""
-    plain = type(x) is Tensor and x.is_cpu and not torch.compiler.is_compiling()
-    everyone = _EVERYONE if plain else x.new_empty(0, dtype=torch.bool)
+    everyone = _EVERYONE if _plain(x) else x.new_empty(0, dtype=torch.bool)
+    if len(wanted) == 1:
+        (each,) = wanted
+        return "linear_topk", (x, W_enc, b_enc, [each.k], [each.relu], [everyone if each.among is None else each.among])
     among = [everyone if each.among is None else each.among for each in wanted]
     return "linear_topk", (x, W_enc, b_enc, [each.k for each in wanted], [each.relu for each in wanted], among)
 
@@ -143,28 +161,36 @@ def ragged_call(
     theta = wanted.theta
     if isinstance(theta, Tensor):
         theta = theta.detach().to(torch.float32)
+    elif _plain(x):
+        theta = _for_all(float(theta))
     else:
         theta = torch.full((), float(theta), dtype=torch.float32, device=x.device)  # `tensor` makes the host wait
     return "linear_threshold", (x, W_enc, b_enc, theta)
 
 
-def _top_k(
+def _alone(
     x: Tensor,
     W_enc: Tensor,
     b_enc: Tensor | None,
-    wanted: Sequence[Selection],
+    selection: Selection,
     lead: tuple[int, ...],
     backend: str,
-    out: list[SparseCodes | None],
-) -> None:
-    """Fill in the `TopK`s' codes."""
-    mine = [(i, each) for i, each in enumerate(wanted) if isinstance(each, TopK)]
-    if not mine:
-        return
-    op, args = top_k_call(x, W_enc, b_enc, [each for _, each in mine])
-    flat = OPS[op](*args, backend=backend)
-    for j, (i, each) in enumerate(mine):
-        values, indices = flat[2 * j : 2 * j + 2]
-        if len(lead) != 1:
-            values, indices = values.reshape(*lead, each.k), indices.reshape(*lead, each.k)
-        out[i] = SparseCodes(values, indices, W_enc.shape[0])
+    kind: torch.dtype | None,
+) -> SparseCodes:
+    """The codes of one selection."""
+    if isinstance(selection, TopK):
+        op, args = top_k_call(x, W_enc, b_enc, (selection,))
+        values, indices = OPS[op](*args, backend=backend, kind=kind)
+        return _fixed(values, indices, W_enc.shape[0], lead)
+    op, args = ragged_call(x, W_enc, b_enc, selection)
+    if isinstance(selection, Threshold) and isinstance(selection.theta, Tensor) and not _checks.usual(selection.theta):
+        kind = None
+    values, indices, offsets = OPS[op](*args, backend=backend, kind=kind)
+    return SparseCodes(values, indices, W_enc.shape[0], offsets, tuple(lead))
+
+
+def _fixed(values: Tensor, indices: Tensor, d_sae: int, lead: tuple[int, ...]) -> SparseCodes:
+    """Codes of fixed width, in x's leading shape."""
+    if len(lead) != 1:
+        values, indices = values.reshape(*lead, values.shape[-1]), indices.reshape(*lead, indices.shape[-1])
+    return SparseCodes(values, indices, d_sae)

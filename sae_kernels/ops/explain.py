@@ -76,13 +76,13 @@ def _encode_call(
 
 
 def _decode_call(codes: Any, W_dec: Tensor, b_dec: Tensor | None = None) -> tuple[str, tuple[Any, ...]]:
-    values, W_dec, _ = check_decode("decode", codes, W_dec, b_dec)
+    values, W_dec, _, _ = check_decode("decode", codes, W_dec, b_dec)
     flat_values, indices, offsets = codes.with_values(values).flat()
     return "spmm", (flat_values, indices, offsets, W_dec)
 
 
 def _topk_call(scores: Tensor, k: int) -> tuple[str, tuple[Any, ...]]:
-    return "topk", check_topk(scores, k)
+    return "topk", check_topk(scores, k)[:2]
 
 
 def _explain_patch(module: Any) -> Explanation:

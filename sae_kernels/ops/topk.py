@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ..errors import ShapeError
@@ -22,21 +23,23 @@ def topk(scores: Tensor, k: int, *, backend: str = "") -> tuple[Tensor, Tensor]:
     Raises:
         ArgumentError: k is no integer in 1 … M. ShapeError, DtypeError, BackendError as elsewhere.
     """
-    flat, _ = check(scores, k)
-    values, indices = OPS["topk"](flat, k, backend=backend)
+    flat, _, kind = check(scores, k)
+    values, indices = OPS["topk"](flat, k, backend=backend, kind=kind)
     if scores.dim() == 2:
         return values, indices
     lead = scores.shape[:-1]
     return values.reshape(*lead, k), indices.reshape(*lead, k)
 
 
-def check(scores: Tensor, k: int) -> tuple[Tensor, int]:
-    """The boundary of a topk: (scores (N, M), k)."""
-    _checks.floating("topk", scores=scores)
+def check(scores: Tensor, k: int) -> tuple[Tensor, int, torch.dtype | None]:
+    """The boundary of a topk: (scores (N, M), k, their `kind`)."""
+    kind = scores.dtype if _checks.usual(scores) else None
+    if kind is None:
+        _checks.floating("topk", scores=scores)
     _checks.positive_integer("k", k)
     if scores.dim() < 1:
         raise ShapeError("topk: scores are 0-d, expected (…, M)")
     if scores.shape[-1] >= 2**31:
         raise ShapeError(f"topk: {scores.shape[-1]} scores a row, indices are int32: expected fewer than 2**31")
     _checks.k_fits("topk", k, scores.shape[-1])
-    return _checks.matrix(scores), k
+    return _checks.matrix(scores), k, kind

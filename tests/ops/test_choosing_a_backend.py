@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -9,7 +12,7 @@ import torch
 
 import sae_kernels as sk
 from bench import cases
-from sae_kernels import registry
+from sae_kernels import registry, settings
 from sae_kernels.errors import BackendError, UnknownNameError
 from sae_kernels.kernels import OPS
 from sae_kernels.plugins import plugins
@@ -161,3 +164,58 @@ def test_explain_runs_nothing(stranger: None, codes: sk.SparseCodes, W: torch.Te
     sk.explain("decode", codes, W)
     sk.explain("spmm", *codes.flat(), W)
     assert CALLS == []
+
+
+def test_one_that_answers_by_kind_is_asked_once_of_a_kind() -> None:
+    asked: list[torch.dtype] = []
+
+    def why_not(values, indices, offsets, W):
+        asked.append(W.dtype)
+        return None if W.dtype == torch.float32 else "only float32"
+
+    def run(values, indices, offsets, W):
+        return W.new_full((values.shape[0], W.shape[1]), 7.0)
+
+    class Choosy:
+        @sk.hookimpl
+        def sae_kernels_kernels(self) -> list[Kernel]:
+            return [Kernel("spmm", "choosy", run, why_not, priority=99, by_kind=True)]
+
+    codes, W = cases.codes(cases.ORDINARY), cases.normal(301, 45)
+    plugins().register(Choosy(), "choosy")
+    try:
+        for _ in range(3):
+            assert sk.decode(codes, W).eq(7).all()
+        once = 1 if W.is_cpu else 3  # elsewhere, devices are compared with every call
+        assert asked == [torch.float32] * once
+        for _ in range(2):
+            assert not sk.decode(codes.to(dtype=torch.bfloat16), W.bfloat16()).eq(7).any()
+        assert asked[once] == torch.bfloat16
+        with sk.use("reference"):
+            assert not sk.decode(codes, W).eq(7).any()
+        assert sk.decode(codes, W).eq(7).all()
+    finally:
+        plugins().unregister("choosy")
+    assert not sk.decode(codes, W).eq(7).any()
+
+
+def test_the_environment_is_heeded_as_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "SAE_KERNELS_BACKEND"
+    monkeypatch.delenv(name, raising=False)
+    assert settings.read(name) == ""
+    os.environ[name] = "reference"
+    assert settings.read(name) == "reference"
+    os.environ.update({name: "cpu"})
+    assert settings.read(name) == "cpu"
+    del os.environ[name]
+    assert settings.read(name) == ""
+    assert settings.read("SAE_KERNELS_SCREENING") == os.environ.get("SAE_KERNELS_SCREENING", "auto")
+
+
+def test_a_call_on_the_cpu_does_not_import_triton() -> None:
+    code = (
+        "import sys, torch, sae_kernels as sk; x, W = torch.randn(2, 8), torch.randn(16, 8);"
+        "sk.decode(sk.encode(x, W, None, 3), W); sys.exit('triton' in sys.modules)"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import sae_kernels as sk
 from bench import cases
-from sae_kernels.kernels import _kernel
+from sae_kernels.kernels import OPS, _kernel
 
 SIZE = cases.Size(6, 5, 20, 3)
 
@@ -30,15 +30,16 @@ def passed() -> list[str]:
 
 @pytest.fixture(autouse=True)
 def _watched(monkeypatch: pytest.MonkeyPatch, passed: list[str]) -> None:
-    """`passed` holds whether each call went past the dispatcher."""
-    decide = _kernel._only_computes
+    """`passed` holds what each call wanted that nobody looked on; "": nothing but a kernel."""
+    decide = _kernel._wants
 
-    def watching(args: Any) -> bool:
+    def watching(args: Any) -> str:
         found = decide(args)
-        passed.append("by" if found else "through")
+        if isinstance(args, tuple):  # not a list among them
+            passed.append(found)
         return found
 
-    monkeypatch.setattr(_kernel, "_only_computes", watching)
+    monkeypatch.setattr(_kernel, "_wants", watching)
 
 
 def arguments() -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -58,7 +59,7 @@ def through_the_dispatcher(x: Tensor, W: Tensor, b: Tensor, W_dec: Tensor) -> Te
 
 def test_plain_calls_go_past_it_and_give_the_same(backend: str, passed: list[str]) -> None:
     args = arguments()
-    past = ["by", "by"] if args[0].is_cpu else ["through", "through"]
+    past = ["", ""] if args[0].is_cpu else ["dispatcher", "dispatcher"]
     with sk.use(backend):
         assert_same(both(*args), through_the_dispatcher(*args))
         assert passed == past
@@ -79,7 +80,24 @@ def test_a_gradient_is_recorded_for_whoever_wants_one(passed: list[str], which: 
     assert found is not None
     assert expected is not None
     assert_same(found, expected)
-    assert passed[-1] == "through"
+    assert passed[-1] == ("gradient" if mine[0].is_cpu else "dispatcher")
+
+
+def test_what_is_recorded_is_what_the_dispatcher_records() -> None:
+    """Several selections in one pass, one of them without a gradient; masks; first and second derivatives."""
+
+    def derivatives(run: Callable[..., list[Tensor]]) -> list[Tensor]:
+        args = [each.double().requires_grad_() for each in arguments()[:3]]
+        mask = cases.some(SIZE.d_sae, 0.5)
+        values = run(*args, [3, 2, 2], [False, True, False], [cases.everyone(), mask, cases.everyone()])[::2]
+        first = torch.autograd.grad(values[0].square().sum() + values[1].exp().sum(), args, create_graph=True)
+        again = torch.stack([each.square().sum() for each in first]).sum()
+        return [*values, *first, *torch.autograd.grad(again, args)]
+
+    for found, expected in zip(
+        derivatives(OPS["linear_topk"]), derivatives(torch.ops.sae_kernels.linear_topk), strict=True
+    ):
+        assert_same(found, expected)
 
 
 def seen_by_a_dispatch_mode() -> set[str]:
@@ -153,7 +171,7 @@ def test_transforms_see_them(passed: list[str]) -> None:
     x, W, b, W_dec = arguments()
     with pytest.raises(RuntimeError):  # torch has no rule for ops of others
         torch.vmap(lambda row: both(row[None], W, b, W_dec))(x)
-    assert passed == ["through"]
+    assert passed == []
 
 
 def test_negated_views(backend: str) -> None:
@@ -168,4 +186,4 @@ def test_negated_views(backend: str) -> None:
 def test_autocast_casts(passed: list[str]) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert both(*arguments()).dtype == torch.bfloat16
-    assert passed == ["through", "through"]
+    assert passed == []

@@ -29,6 +29,7 @@ def pretend(on: bool) -> None:
     """Take CPU tensors for a GPU's: `ahead` compiles what would be launched on them, and launches nothing."""
     global _pretending
     _pretending = on
+    importlib.import_module("sae_kernels.kernels._kernel").forget_decisions()
 
 
 def pretending() -> bool:
@@ -79,7 +80,9 @@ def declines(op: str) -> Callable[..., str | None]:
     may_be_anywhere = ANYWHERE.get(op)
 
     def why_not(*args: Any) -> str | None:
-        if args[0].is_cpu and not on_gpu(args[0]):  # what `placed` would find: the usual case, in little time
+        if args[0].is_cpu and not (
+            interpreting() or _pretending
+        ):  # what `placed` would find: the usual case, in little time
             return "device is cpu (needs cuda)"
         reason = placed(*(arg for i, arg in enumerate(args) if i != may_be_anywhere))
         if reason is not None:

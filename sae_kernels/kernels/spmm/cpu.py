@@ -16,7 +16,9 @@ def run(values: Tensor, indices: Tensor, offsets: Tensor | None, W: Tensor) -> T
     """See `sae_kernels.kernels.spmm`."""
     codes = _cpu.Codes(values, indices, offsets, W.dtype)
     W = _cpu.matrix(W)
-    out = _cpu.empty(codes.n, W.shape[1], dtype=W.dtype)
-    args = (*codes.args, *_cpu.pointers(W), *_cpu.pointers(out))
-    _cpu.call("spmm", _cpu.dtype_code(W), *args, codes=codes, limit=W.shape[0])
+    of_W = _cpu.pointers(W)
+    m, d = of_W[1:3]
+    out = _cpu.empty(codes.n, d, dtype=W.dtype)
+    args = (*codes.args, *of_W, out.data_ptr(), codes.n, d, d)
+    _cpu.call("spmm", _cpu.dtype_code(W), *args, codes=codes, limit=m)
     return out

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ...errors import ShapeError
@@ -16,11 +15,11 @@ def why_not(scores: Tensor, k: int) -> str | None:
 
 def run(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """See `sae_kernels.kernels.topk`. Indices ascend within a row."""
-    scores = _cpu.matrix(scores.detach())
-    if not 0 <= k <= scores.shape[1]:  # before memory for k is asked for
-        raise ShapeError(f"k = {k}, expected 0 <= k <= {scores.shape[1]}")
-    values = torch.empty(scores.shape[0], k, dtype=scores.dtype)
-    indices = torch.empty(values.shape, dtype=torch.int32)
-    args = (*_cpu.pointers(scores), k, values.data_ptr(), indices.data_ptr())
-    _cpu.call("topk", _cpu.dtype_code(scores), *args)
+    scores = _cpu.matrix(scores)
+    address, n, m, stride = _cpu.pointers(scores)
+    if not 0 <= k <= m:  # before memory for k is asked for
+        raise ShapeError(f"k = {k}, expected 0 <= k <= {m}")
+    values, indices = scores.new_empty(n, k), _cpu.INT32.new_empty(n, k)
+    out = values.data_ptr(), indices.data_ptr()
+    _cpu.call("topk", _cpu.dtype_code(scores), address, n, m, stride, k, *out)
     return values, indices
