@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -42,18 +41,19 @@ class BatchTopKCoder(TopKBase):
     (so that α weighs AuxK the same whatever the activations' scale), and AuxK as in `TopKBase`. The selection is always
     that of training, in eval mode too. Terms: `fvu`, `auxk` (unweighted).
 
-    θ, the float32 buffer `threshold` (whatever the weights' dtype), is the paper's E[min{a kept, a > 0}] as a running
-    mean: it starts as the first batch's smallest positive kept act m, and becomes β θ + (1 − β) m with every `loss` in
-    training mode that gradients are recorded for, β = min(`threshold_decay`, (1 + t) / (10 + t)) after t batches: about
-    the last tenth of a short run, the last 1 / (1 − decay) batches of a long one. A batch that keeps nothing positive
-    changes nothing. θ is −1 before the first, and `encode` keeps the k·N largest in eval mode too. It receives no
-    gradient.
+    θ, the buffer `threshold` (float32 at least, whatever the weights are), is the paper's E[min{a kept, a > 0}] as a
+    running mean: it starts as the first batch's smallest positive kept act m, and becomes β θ + (1 − β) m with every
+    `loss` in training mode that gradients are recorded for, β = min(`threshold_decay`, (1 + t) / (10 + t)) after t
+    batches: about the last tenth of a short run, the last 1 / (1 − decay) batches of a long one. A batch that keeps
+    nothing positive changes nothing. θ is −1 before the first, and `encode` keeps the k·N largest in eval mode too. It
+    receives no gradient.
 
     Source: arXiv 2412.06410.
     """
 
     Config: ClassVar[type[CoderConfig]] = BatchTopKConfig
     architecture: ClassVar[str] = "batch_topk"
+    kept_wide: ClassVar[tuple[str, ...]] = ("threshold", "threshold_batches")  # a step of 1 − decay is lost in 16 bits
     config: BatchTopKConfig
     threshold: Tensor
     threshold_batches: Tensor
@@ -108,13 +108,3 @@ class BatchTopKCoder(TopKBase):
     def linear_in_latents(self) -> tuple[Tensor, ...]:
         """θ too."""
         return *super().linear_in_latents(), self.threshold
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """`to(dtype)` and the like: the running threshold stays float32, in which a step of 1 − decay is not lost."""
-        before: dict[str, Any] = {name: getattr(self, name) for name in ("threshold", "threshold_batches")}
-        super()._apply(fn, recurse)
-        for name, buffer in before.items():
-            moved = getattr(self, name)
-            if moved.dtype != buffer.dtype:
-                setattr(self, name, buffer.to(moved.device))
-        return self
