@@ -44,7 +44,7 @@ def jump(pre_acts: SparseCodes, theta: Tensor, epsilon: Tensor, W_dec: Tensor, b
 
     Source: arXiv 2407.14435.
     """
-    values, W_dec, b_dec = check("jump", pre_acts, W_dec, b_dec)
+    values, W_dec, b_dec, _ = check("jump", pre_acts, W_dec, b_dec)
     args = values, theta, epsilon, W_dec, pre_acts.indices, pre_acts.offsets, pre_acts.n_rows
     y, f, l0 = _Jump.apply(*args, settings.chosen_backend())
     if b_dec is not None:
@@ -95,3 +95,33 @@ class _Jump(torch.autograd.Function):
         slope = at * torch.where(active, df, df_below) + d_l0 / ctx.n
         d_theta = latent_sums(torch.where(near, -slope / width, 0), indices, offsets, ctx.n, len(theta), ctx.backend)
         return df, d_theta, None, dW, None, None, None, None
+
+
+def full_jump(z: Tensor, theta: Tensor, epsilon: Tensor) -> tuple[Tensor, Tensor]:
+    """`jump` for a matrix of pre-acts: f = z · 1[z > θ] and L0 = (1/N) Σ 1[z > θ]. f may go into one product and
+    nothing else: its gradient is overwritten.
+
+    Shapes:
+        z (N, d_sae), theta, epsilon (d_sae,) float32 (float64 with float64 pre-acts) → f (N, d_sae) in z's dtype, l0
+        0-d in θ's.
+
+    Gradients:
+        to z and θ, as `jump`.
+    """
+    return _FullJump.apply(z, theta, epsilon)  # pyright: ignore[reportReturnType]
+
+
+class _FullJump(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, theta: Tensor, epsilon: Tensor) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.save_for_backward(z, theta, epsilon)
+        active = ~(z <= theta)
+        return torch.where(active, z, 0), active.sum().to(theta.dtype) / max(1, len(z))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, df: Tensor, d_l0: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        z, theta, epsilon = ctx.saved_tensors
+        slope = (theta * df).add_(d_l0 / max(1, len(z)))
+        slope.masked_fill_((z - theta).abs_() >= epsilon / 2, 0)
+        return df.masked_fill_(z <= theta, 0), -slope.sum(0) / epsilon, None

@@ -15,7 +15,8 @@ from ..codes import SparseCodes
 from ..errors import ConfigError
 from ..ops import Threshold, decode, encode
 from ._affine import Affine, fold_encoder
-from ._base import CoderConfig, Loss
+from ._base import CoderConfig
+from ._by_tokens import ByTokens, Encoder, Parts, Terms
 from ._centre import centre, centre_pre_acts
 from ._layers import LayersConfig, merged, split
 from ._penalty import Penalised
@@ -57,7 +58,7 @@ class CLTConfig(LayersConfig):
         return self.d_in if self.d_target is None else self.d_target
 
 
-class CrossLayerTranscoder(Penalised):
+class CrossLayerTranscoder(ByTokens, Penalised):
     """z^l = E^l x^l + b_enc^l;  f^l = z^l · 1[z^l > θ^l], θ = e^{log_theta};  ŷ^l = Σ_{m ≤ l} f^m D^{m→l} + b_dec^l.
 
     With `skip`, ŷ^l has W_skip^l x^l too, W_skip (L, d_out / L, d_in / L), which starts at 0.
@@ -177,9 +178,23 @@ class CrossLayerTranscoder(Penalised):
         depends on what the layers before it wrote."""
         return CLTStream(self)
 
-    def loss(self, x: Tensor, target: Tensor | None = None, *, dead: Tensor | None = None) -> Loss:
-        """See the class; `dead` makes no difference. The codes may have empty slots, where θ − ε/2 < z ≤ θ."""
-        target, x = self.check_target(x, target), self.check_input(x)
+    @property
+    def may_be_full(self) -> bool:
+        """No."""
+        return False
+
+    def encoders(self, x: Tensor) -> list[Encoder]:
+        """See `ByTokens`."""
+        theta = self.theta.detach()
+        lowest, width = theta - self._epsilon(x, theta) / 2, self.d_in // self.n_layers
+        found = []
+        for layer in range(self.n_layers):
+            at, part = self.latents(layer), x[:, layer * width : (layer + 1) * width]
+            found.append(Encoder(part, self.W_enc[at], self.b_enc[at], lowest[at]))
+        return found
+
+    def terms(self, x: Tensor, target: Tensor) -> Terms:
+        """See `ByTokens`. The codes may have empty slots, where θ − ε/2 < z ≤ θ."""
         theta = self.theta
         epsilon = self._epsilon(x, theta)
         lowest = theta.detach() - epsilon / 2
@@ -194,9 +209,12 @@ class CrossLayerTranscoder(Penalised):
             y = self._add(y, jumped.reconstruction, layer)
             codes.append(jumped.codes)
         reconstruction = self._completed(y.to(codes[0].values.dtype), x)
-        error = squared_error(reconstruction, target)
-        parts = {"mse": error.detach(), "tanh": tanh.detach(), "l0": l0}
-        return Loss(error + self.sparsity * tanh, parts, merged(codes, (len(x),)), reconstruction)
+        parts = {"mse": squared_error(reconstruction, target), "tanh": tanh, "l0": l0}
+        return Terms(parts, merged(codes, (len(x),)), reconstruction)
+
+    def combined(self, parts: Parts) -> Tensor:
+        """Σ_l ‖y^l − ŷ^l‖² + λ Σ_i tanh(c ‖d_i‖ f_i)."""
+        return parts["mse"] + self.sparsity * parts["tanh"]
 
     @classmethod
     def can_resample(cls) -> bool:

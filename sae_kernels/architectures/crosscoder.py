@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from ..codes import SparseCodes
 from ..ops import Threshold, encode
 from ._affine import Affine, fold_decoder, fold_encoder, rescale_latents
-from ._base import CoderConfig, Loss
+from ._base import CoderConfig
+from ._by_tokens import ByTokens, Encoder, Parts, Terms
 from ._centre import centre_pre_acts
+from ._full import Full, relu_
 from ._layers import LayersConfig, norms_by_layer
 from ._penalty import Penalised
 from ._rows import unit_rows
@@ -30,7 +32,7 @@ class CrosscoderConfig(LayersConfig):
         self.require_equal_parts("d_in")
 
 
-class Crosscoder(Penalised):
+class Crosscoder(ByTokens, Penalised):
     """f = ReLU(Σ_l E^l a^l + b_enc);  â^l = f D^l + b_dec^l.
 
     loss = Σ_l ‖a^l − â^l‖² + λ Σ_i f_i Σ_l ‖d_i^l‖: the mean over tokens of these sums over features and latents. λ is
@@ -80,15 +82,31 @@ class Crosscoder(Penalised):
         """x (…, L·d) → ragged codes, all of them positive."""
         return encode(self.check_input(x), self.W_enc, self.b_enc, Threshold(0.0))
 
-    def loss(self, x: Tensor, target: Tensor | None = None, *, dead: Tensor | None = None) -> Loss:
-        """See the class; `dead` makes no difference."""
-        target = self.check_target(x, target)
+    def terms(self, x: Tensor, target: Tensor) -> Terms:
+        """See `ByTokens`."""
         codes = self.encode(x)
         reconstruction = self.reconstruct(codes, x)
-        error = squared_error(reconstruction, target)
-        penalty = l1(codes, norms_by_layer(self.W_dec, self.n_layers).sum(1))
-        parts = {"mse": error.detach(), "l1": penalty.detach()}
-        return Loss(error + self.sparsity * penalty, parts, codes, reconstruction)
+        penalty = l1(codes, self._norms())
+        return Terms({"mse": squared_error(reconstruction, target), "l1": penalty}, codes, reconstruction)
+
+    def full_terms(self, x: Tensor, target: Tensor, full: Full) -> Terms:
+        """See `ByTokens`."""
+        acts = relu_(full.pre_acts(x, self.W_enc, self.b_enc))
+        norms = full.shared("norms", self._norms)
+        reconstruction, penalty = full.decode_and_cost(acts, self.W_dec, self.b_dec, norms)
+        return Terms({"mse": squared_error(reconstruction, target), "l1": penalty}, acts, reconstruction)
+
+    def combined(self, parts: Parts) -> Tensor:
+        """Σ_l ‖a^l − â^l‖² + λ Σ f_i Σ_l ‖d_i^l‖."""
+        return parts["mse"] + self.sparsity * parts["l1"]
+
+    def encoders(self, x: Tensor) -> list[Encoder]:
+        """See `ByTokens`."""
+        return [Encoder(x, self.W_enc, self.b_enc)]
+
+    def _norms(self) -> Tensor:
+        """Σ_l ‖d_i^l‖."""
+        return norms_by_layer(self.W_dec, self.n_layers).sum(1)
 
     def fold(self, input: Affine, target: Affine) -> None:
         """See `SparseCoder.fold`. Layers of different scales leave it with decoders of different scales."""

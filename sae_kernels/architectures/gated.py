@@ -13,8 +13,10 @@ from .. import settings
 from ..codes import SparseCodes
 from ..ops import Threshold, decode, encode
 from ._affine import Affine, fold_autoencoder, fold_decoder, fold_encoder, rescale_latents
-from ._base import CoderConfig, Loss
+from ._base import CoderConfig
+from ._by_tokens import ByTokens, Encoder, Parts, Terms
 from ._centre import centre_pre_acts
+from ._full import Full, where_positive_
 from ._penalty import Penalised, PenaltyConfig
 from ._rows import unit_rows
 from ._slots import at_slots, latent_sums
@@ -37,7 +39,7 @@ class GatedConfig(PenaltyConfig):
         self.require_bool("subtract_b_dec")
 
 
-class GatedCoder(Penalised):
+class GatedCoder(ByTokens, Penalised):
     """h = W_enc (x − b_dec);  π = h + b_gate;  f = 1[π > 0] · ReLU(e^{r_mag} ⊙ h + b_mag);  x̂ = f W_dec + b_dec.
 
     loss: the mean over tokens of ‖x − x̂‖² + λ Σ_i ReLU(π_i) ‖d_i‖ + ‖x − x̂_frozen(ReLU(π))‖², where ‖d_i‖ = 1 with
@@ -55,8 +57,9 @@ class GatedCoder(Penalised):
     At the start: unit rows in random directions in W_dec, the same at norm 0.1 in W_enc; r_mag, b_mag, b_gate = 0. Half
     of all latents are active then: with both at norm 1 their sum is d_sae / 2 d_in times as long as x.
 
-    Memory: 8 bytes for each latent whose gate is open (half of them at the start, as for `relu`) and 4 more for π; at
-    the peak of a step, in the backward, about 36.
+    Memory: 8 bytes for each latent whose gate is open and 4 more for π; at the peak of a step, in the backward, about
+    36. At the start half of the gates are open: such a batch goes through in chunks, in GEMMs where these are faster
+    (see `ByTokens`), eight matrices of a chunk at a time.
 
     Source: arXiv 2404.16014.
     """
@@ -80,7 +83,7 @@ class GatedCoder(Penalised):
     def encoder_input(self, x: Tensor) -> Tensor:
         """What W_enc is applied to: the input with the decoder's bias taken off, unless `subtract_b_dec` says no."""
         x = self.check_input(x)
-        return x - self.b_dec if self.config.subtract_b_dec else x
+        return x if (minus := self._minus()) is None else x - minus
 
     @torch.no_grad()
     def initialise(self, x: Tensor, target: Tensor) -> None:
@@ -102,20 +105,44 @@ class GatedCoder(Penalised):
         args = gates.values, self.r_mag, self.b_mag, self.b_gate.detach(), gates.indices, gates.offsets, gates.n_rows
         return gates.with_values(_Magnitudes.apply(*args, settings.chosen_backend()))
 
-    def loss(self, x: Tensor, target: Tensor | None = None, *, dead: Tensor | None = None) -> Loss:
-        """See the class; `dead` makes no difference."""
-        target = self.check_target(x, target)
+    def terms(self, x: Tensor, target: Tensor) -> Terms:
+        """See `ByTokens`."""
         gates = self._gates(x)
         codes = self._magnitudes(gates)
         reconstruction = self.reconstruct(codes, x)
-        error = squared_error(reconstruction, target)
         bias = self.b_gate.to(wide(self.b_gate.dtype))
         pi = gates.with_values(gates.values + at_slots(bias - bias.detach(), gates))  # adds 0, and b_gate's gradient
-        penalty = l1(pi, None if self.config.normalize_decoder else row_norms(self.W_dec))
+        penalty = l1(pi, self._norms())
         pi = pi.with_values(pi.values.to(gates.values.dtype))
         auxiliary = squared_error(decode(pi, self.W_dec.detach(), self.b_dec.detach()), target)
-        parts = {"mse": error.detach(), "l1": penalty.detach(), "auxiliary": auxiliary.detach()}
-        return Loss(error + self.sparsity * penalty + auxiliary, parts, codes, reconstruction)
+        parts = {"mse": squared_error(reconstruction, target), "l1": penalty, "auxiliary": auxiliary}
+        return Terms(parts, codes, reconstruction)
+
+    def full_terms(self, x: Tensor, target: Tensor, full: Full) -> Terms:
+        """See `ByTokens`."""
+        h = full.pre_acts(x, self.W_enc, None, self._minus())
+        acts, gates = _FullGates.apply(h, self.r_mag, self.b_mag, self.b_gate)  # pyright: ignore[reportGeneralTypeIssues]
+        del h
+        norms = full.shared("norms", self._norms)
+        reconstruction = full.decode(acts, self.W_dec, self.b_dec)
+        frozen, penalty = full.decode_and_cost(gates, self.W_dec, self.b_dec, norms, frozen=True)
+        auxiliary = squared_error(frozen, target)
+        parts = {"mse": squared_error(reconstruction, target), "l1": penalty, "auxiliary": auxiliary}
+        return Terms(parts, acts, reconstruction)
+
+    def combined(self, parts: Parts) -> Tensor:
+        """‖x − x̂‖² + λ Σ ReLU(π_i) ‖d_i‖ + ‖x − x̂_frozen‖²."""
+        return parts["mse"] + self.sparsity * parts["l1"] + parts["auxiliary"]
+
+    def encoders(self, x: Tensor) -> list[Encoder]:
+        """See `ByTokens`."""
+        return [Encoder(x, self.W_enc, self.b_gate, minus=self._minus())]
+
+    def _norms(self) -> Tensor | None:
+        return None if self.config.normalize_decoder else row_norms(self.W_dec)
+
+    def _minus(self) -> Tensor | None:
+        return self.b_dec if self.config.subtract_b_dec else None
 
     def fold(self, input: Affine, target: Affine) -> None:
         """See `SparseCoder.fold`."""
@@ -164,6 +191,42 @@ class _Magnitudes(torch.autograd.Function):
         d_b_mag = latent_sums(d, indices, offsets, *ctx.rest).to(b_mag.dtype)
         d_r_mag = latent_sums(h.mul_(d), indices, offsets, *ctx.rest).to(r_mag.dtype)
         return d.mul_(gain).to(pi.dtype), d_r_mag, d_b_mag, None, None, None, None, None
+
+
+class _FullGates(torch.autograd.Function):
+    """f and ReLU(π) of a matrix h, in its dtype. Each may go into one `decode` and nothing else: their gradients are
+    overwritten."""
+
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, h: Tensor, r_mag: Tensor, b_mag: Tensor, b_gate: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        dtype = wide(h.dtype)
+        gates = (h + b_gate.to(dtype)).relu_()
+        acts = torch.addcmul(b_mag.to(dtype), h.to(dtype), r_mag.to(dtype).exp()).relu_()
+        acts.masked_fill_(gates == 0, 0)
+        acts, gates = acts.to(h.dtype), gates.to(h.dtype)
+        ctx.save_for_backward(h, acts, gates, r_mag)
+        ctx.dtypes = b_mag.dtype, b_gate.dtype
+        return acts, gates
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, d_acts: Tensor, d_gates: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        h, acts, gates, r_mag = ctx.saved_tensors
+        dtype = wide(h.dtype)
+        of_b_mag, of_b_gate = ctx.dtypes
+        where_positive_(d_acts, acts)
+        dh = where_positive_(d_gates, gates).to(dtype)
+        d_b_gate = dh.sum(0).to(of_b_gate)
+        d_b_mag = d_acts.sum(0, dtype=dtype).to(of_b_mag)
+        gain = r_mag.to(dtype).exp()
+        d_acts = d_acts.to(dtype)
+        dh.addcmul_(d_acts, gain)
+        d_r_mag = (d_acts.mul_(h).sum(0) * gain).to(r_mag.dtype)
+        return dh.to(h.dtype), d_r_mag, d_b_mag, d_b_gate
 
 
 def _linear_and_gain(pi: Tensor, r_mag: Tensor, b_gate: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:

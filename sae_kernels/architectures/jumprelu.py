@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -13,12 +14,14 @@ from ..codes import SparseCodes
 from ..errors import ConfigError
 from ..ops import Threshold, encode
 from ._affine import Affine, fold_autoencoder, fold_decoder, fold_encoder, rescale_latents
-from ._base import CoderConfig, Loss
+from ._base import CoderConfig
+from ._by_tokens import ByTokens, Encoder, Parts, Terms
 from ._centre import centre_pre_acts
 from ._dense_terms import dense_terms
+from ._full import Full
 from ._penalty import Penalised, PenaltyConfig
 from ._rows import unit_rows
-from ._straight_through import jump, window
+from ._straight_through import full_jump, jump, window
 from ._sums import row_norms, squared_error
 
 SPARSITY_LOSSES = ("l0", "tanh", "quadratic")
@@ -73,7 +76,7 @@ class JumpReLUConfig(PenaltyConfig):
         self.require_bool("subtract_b_dec")
 
 
-class JumpReLUCoder(Penalised):
+class JumpReLUCoder(ByTokens, Penalised):
     """z = W_enc x + b_enc;  f = z · 1[z > θ], θ = e^{log_theta};  x̂ = f W_dec + b_dec.
 
     loss: the mean over tokens of ‖x − x̂‖² plus, λ being `sparsity_coefficient` and L0 = Σ_i 1[z_i > θ_i],
@@ -99,7 +102,8 @@ class JumpReLUCoder(Penalised):
     With 16-bit values ε is at least four of their steps around θ (see `_straight_through.window`).
 
     Memory, "l0" and "quadratic": 12 bytes for each pair with z > θ − ε/2 (index, z, f); at the peak of a step, in the
-    backward, about 54. Where θ starts as small as in the paper, half of all pairs are such, as for `relu`.
+    backward, about 54. Where θ starts as small as in the paper, half of all pairs are such, and the batch goes through
+    in chunks, in GEMMs where these are faster (see `ByTokens`), six matrices of a chunk at a time.
     "tanh" is dense by definition (every z < θ counts), and its ε = 2 wide: both are computed some latents at a time,
     with z computed again in the backward. Peak: about 150 MiB of scratch whatever N and d_sae, and some 33 bytes for
     each pair with z > θ. Time: five dense products of the size x W_encᵀ beside the encoder's own.
@@ -161,32 +165,64 @@ class JumpReLUCoder(Penalised):
     def encoder_input(self, x: Tensor) -> Tensor:
         """What W_enc is applied to: x itself, with `subtract_b_dec` the decoder's bias taken off."""
         x = self.check_input(x)
-        return x - self.b_dec if self.config.subtract_b_dec else x
+        return x if (minus := self._minus()) is None else x - minus
 
     def encode(self, x: Tensor) -> SparseCodes:
         """x (…, d_in) → ragged codes, all of them above their thresholds."""
         return encode(self.encoder_input(x), self.W_enc, self.b_enc, Threshold(self.theta))
 
-    def loss(self, x: Tensor, target: Tensor | None = None, *, dead: Tensor | None = None) -> Loss:
-        """See the class; `dead` makes no difference. The codes may have empty slots, where θ − ε/2 < z ≤ θ."""
-        target = self.check_target(x, target)
+    @property
+    def may_be_full(self) -> bool:
+        """Not with "tanh"."""
+        return self.config.sparsity_loss != "tanh"
+
+    def encoders(self, x: Tensor) -> list[Encoder]:
+        """See `ByTokens`."""
+        theta = self.theta.detach()
+        if self.may_be_full:
+            theta = theta - self._epsilon(x, theta) / 2
+        return [Encoder(x, self.W_enc, self.b_enc, theta, self._minus())]
+
+    def terms(self, x: Tensor, target: Tensor) -> Terms:
+        """See `ByTokens`. The codes may have empty slots, where θ − ε/2 < z ≤ θ."""
         if self.config.sparsity_loss == "tanh":
-            return self._tanh_loss(self.encoder_input(x), target)
+            return self._tanh_terms(self.encoder_input(x), target)
         theta = self.theta
         epsilon = self._epsilon(x, theta)
         lowest = theta.detach() - epsilon / 2
         pre_acts = encode(self.encoder_input(x), self.W_enc, self.b_enc, Threshold(lowest))
         codes, reconstruction, l0 = jump(pre_acts, theta, epsilon, self.W_dec, self.b_dec)
         reconstruction = self._completed(reconstruction, x)
-        error = squared_error(reconstruction, target)
-        parts = {"mse": error.detach(), "l0": l0.detach()}
-        penalty = l0
-        if self.config.l0_target is not None:
-            penalty = (l0 / self.config.l0_target - 1).square()
-            parts["quadratic"] = penalty.detach()
-        return Loss(error + self.sparsity * penalty, parts, codes, reconstruction)
+        return Terms({"mse": squared_error(reconstruction, target), "l0": l0}, codes, reconstruction)
 
-    def _tanh_loss(self, x: Tensor, target: Tensor) -> Loss:
+    def full_terms(self, x: Tensor, target: Tensor, full: Full) -> Terms:
+        """See `ByTokens`."""
+        theta = self.theta
+        z = full.pre_acts(x, self.W_enc, self.b_enc, self._minus())
+        acts, l0 = full_jump(z, theta, self._epsilon(x, theta))
+        reconstruction = self._completed(full.decode(acts, self.W_dec, self.b_dec), x)
+        return Terms({"mse": squared_error(reconstruction, target), "l0": l0}, acts, reconstruction)
+
+    def combined(self, parts: Parts) -> Tensor:
+        """‖x − x̂‖² and the penalty of `sparsity_loss`; adds `quadratic`."""
+        error = parts["mse"]
+        if self.config.sparsity_loss == "tanh":
+            return error + self.sparsity * parts["tanh"] + self.config.pre_act_coefficient * parts["pre_act"]
+        if self.config.l0_target is None:
+            return error + self.sparsity * parts["l0"]
+        parts["quadratic"] = (parts["l0"] / self.config.l0_target - 1).square()
+        return error + self.sparsity * parts["quadratic"]
+
+    @torch.no_grad()
+    def linear(self, x: Tensor, rows: int) -> Callable[[Parts], Tensor]:
+        """See `ByTokens`. For the quadratic one L̄0 is counted first."""
+        if (target := self.config.l0_target) is None:
+            return self.combined
+        l0 = sum(self.encode(part).values.numel() for part in x.split(rows)) / len(x)
+        slope = self.sparsity * 2 * (l0 / target - 1) / target
+        return lambda parts: parts["mse"] + slope * parts["l0"]
+
+    def _tanh_terms(self, x: Tensor, target: Tensor) -> Terms:
         theta = self.theta
         codes = encode(x, self.W_enc, self.b_enc, Threshold(theta))
         terms = dense_terms(
@@ -202,10 +238,15 @@ class JumpReLUCoder(Penalised):
         )
         n = max(1, len(x))
         reconstruction = self._completed(terms.reconstruction, x)
-        error, tanh, pre_act = squared_error(reconstruction, target), terms.tanh / n, terms.pre_act / n
-        parts = {"mse": error.detach(), "tanh": tanh.detach(), "pre_act": pre_act.detach()}
-        total = error + self.sparsity * tanh + self.config.pre_act_coefficient * pre_act
-        return Loss(total, parts, codes, reconstruction)
+        parts = {
+            "mse": squared_error(reconstruction, target),
+            "tanh": terms.tanh / n,
+            "pre_act": terms.pre_act / n,
+        }
+        return Terms(parts, codes, reconstruction)
+
+    def _minus(self) -> Tensor | None:
+        return self.b_dec if self.config.subtract_b_dec else None
 
     def _completed(self, decoded: Tensor, x: Tensor) -> Tensor:
         """The reconstruction from decoded codes: a place to add what x itself says."""

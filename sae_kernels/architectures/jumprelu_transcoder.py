@@ -83,6 +83,7 @@ class JumpReLUTranscoder(JumpReLUCoder):
         self.log_theta[latents] = (self.config.threshold_init * spreads).log()
 
     reconstruct = Transcoder.reconstruct
+    full_terms = JumpReLUCoder.full_terms  # which completes as `reconstruct` does
 
     def _completed(self, decoded: Tensor, x: Tensor) -> Tensor:
         return decoded if self.W_skip is None else decoded + x @ self.W_skip.mT

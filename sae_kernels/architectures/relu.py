@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from ..codes import SparseCodes
 from ..ops import Threshold, encode
 from ._affine import Affine, fold_autoencoder, fold_decoder, fold_encoder, rescale_latents
-from ._base import CoderConfig, Loss
+from ._base import CoderConfig
+from ._by_tokens import ByTokens, Encoder, Parts, Terms
 from ._centre import centre_pre_acts
+from ._full import Full, relu_
 from ._penalty import Penalised, PenaltyConfig
 from ._rows import unit_rows
 from ._sums import l1, row_norms, squared_error
@@ -37,7 +39,7 @@ class ReLUConfig(PenaltyConfig):
         self.require_bool("subtract_b_dec")
 
 
-class ReLUCoder(Penalised):
+class ReLUCoder(ByTokens, Penalised):
     """variant "april_2024":  f = ReLU(W_enc x + b_enc);  x̂ = f W_dec + b_dec;  ‖x − x̂‖² + λ Σ_i f_i ‖d_i‖.
     variant "2023":  f = ReLU(W_enc (x − b_dec) + b_enc);  x̂ = f W_dec + b_dec;  ‖x − x̂‖² + λ Σ_i f_i,  ‖d_i‖ = 1.
 
@@ -51,9 +53,8 @@ class ReLUCoder(Penalised):
     source, where b_dec starts at 0.
 
     Memory: an active latent of a token takes 8 bytes (value and index), 6 in 16 bits; at the peak of a step, in the
-    backward, about 33. At the start half of all latents are active: then codes take as much as dense float32 acts
-    would, and a step several times that. Products with codes so full are done as chunked GEMMs where the cost model
-    finds these faster (backend `dense`); no backend is then to be pinned.
+    backward, about 33. At the start half of all latents are active: such a batch goes through in chunks, in GEMMs
+    where these are faster (see `ByTokens`), four matrices of a chunk at a time.
 
     Source: Anthropic, Circuits Updates April 2024, "Update on how we train SAEs"; Bricken et al., Towards
     Monosemanticity (2023).
@@ -78,7 +79,7 @@ class ReLUCoder(Penalised):
         """What W_enc is applied to: x itself, in the form of 2023 with the decoder's bias taken off, unless
         `subtract_b_dec` says otherwise."""
         x = self.check_input(x)
-        return x - self.b_dec if self.config.subtract_b_dec else x
+        return x if (minus := self._minus()) is None else x - minus
 
     @torch.no_grad()
     def initialise(self, x: Tensor, target: Tensor) -> None:
@@ -99,15 +100,34 @@ class ReLUCoder(Penalised):
         """x (…, d_in) → ragged codes, all of them positive."""
         return encode(self.encoder_input(x), self.W_enc, self.b_enc, Threshold(0.0))
 
-    def loss(self, x: Tensor, target: Tensor | None = None, *, dead: Tensor | None = None) -> Loss:
-        """See the class; `dead` makes no difference."""
-        target = self.check_target(x, target)
+    def terms(self, x: Tensor, target: Tensor) -> Terms:
+        """See `ByTokens`."""
         codes = self.encode(x)
         reconstruction = self.reconstruct(codes, x)
-        error = squared_error(reconstruction, target)
-        penalty = l1(codes, row_norms(self.W_dec) if self.free_norms else None)
-        parts = {"mse": error.detach(), "l1": penalty.detach()}
-        return Loss(error + self.sparsity * penalty, parts, codes, reconstruction)
+        return Terms(
+            {"mse": squared_error(reconstruction, target), "l1": l1(codes, self._norms())}, codes, reconstruction
+        )
+
+    def full_terms(self, x: Tensor, target: Tensor, full: Full) -> Terms:
+        """See `ByTokens`."""
+        acts = relu_(full.pre_acts(x, self.W_enc, self.b_enc, self._minus()))
+        norms = full.shared("norms", self._norms)
+        reconstruction, penalty = full.decode_and_cost(acts, self.W_dec, self.b_dec, norms)
+        return Terms({"mse": squared_error(reconstruction, target), "l1": penalty}, acts, reconstruction)
+
+    def combined(self, parts: Parts) -> Tensor:
+        """‖x − x̂‖² + λ Σ f_i ‖d_i‖."""
+        return parts["mse"] + self.sparsity * parts["l1"]
+
+    def encoders(self, x: Tensor) -> list[Encoder]:
+        """See `ByTokens`."""
+        return [Encoder(x, self.W_enc, self.b_enc, minus=self._minus())]
+
+    def _norms(self) -> Tensor | None:
+        return row_norms(self.W_dec) if self.free_norms else None
+
+    def _minus(self) -> Tensor | None:
+        return self.b_dec if self.config.subtract_b_dec else None
 
     def fold(self, input: Affine, target: Affine) -> None:
         """See `SparseCoder.fold`."""

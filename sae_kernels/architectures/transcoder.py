@@ -13,7 +13,9 @@ from ..errors import ConfigError
 from ..ops import Threshold, encode
 from ._affine import Affine, fold_decoder, fold_encoder, fold_subtracting, rescale_latents
 from ._base import CoderConfig, Loss
+from ._by_tokens import ByTokens, Encoder, Parts, Terms
 from ._centre import centre, centre_pre_acts
+from ._full import Full, relu_
 from ._penalty import ramp
 from ._rows import unit_rows
 from ._sums import l1, squared_error
@@ -78,7 +80,7 @@ class TranscoderConfig(TopKConfig):
         return self.d_in if self.d_target is None else self.d_target
 
 
-class Transcoder(TopKCoder):
+class Transcoder(ByTokens, TopKCoder):
     """f = ReLU(TopK(W_enc x + b_enc)), or f = ReLU(W_enc x + b_enc);  ŷ = f W_dec + b_dec (+ W_skip x).
 
     loss, activation "topk": as `TopKCoder`, with the target y in the place of x. W_dec and W_skip start at 0, b_dec at
@@ -127,8 +129,10 @@ class Transcoder(TopKCoder):
 
     def reconstruct(self, codes: SparseCodes, x: Tensor) -> Tensor:
         """Decoded codes, plus W_skip x with a skip."""
-        y = self.decode(codes)
-        return y if self.W_skip is None else y + x @ self.W_skip.mT
+        return self._completed(self.decode(codes), x)
+
+    def _completed(self, decoded: Tensor, x: Tensor) -> Tensor:
+        return decoded if self.W_skip is None else decoded + x @ self.W_skip.mT
 
     def on_step(self, step: int, total_steps: int) -> None:
         """k and λ of this step."""
@@ -138,13 +142,32 @@ class Transcoder(TopKCoder):
     def loss(self, x: Tensor, target: Tensor | None = None, *, dead: Tensor | None = None) -> Loss:
         """See the class; with "relu", `dead` makes no difference."""
         if self.config.activation == "topk":
-            return super().loss(x, target, dead=dead)
-        target = self.check_target(x, target)
+            return TopKCoder.loss(self, x, target, dead=dead)
+        return super().loss(x, target)
+
+    def terms(self, x: Tensor, target: Tensor) -> Terms:
+        """See `ByTokens`."""
         codes = self.encode(x)
         reconstruction = self.reconstruct(codes, x)
-        error, penalty = squared_error(reconstruction, target), l1(codes)
-        parts = {"mse": error.detach(), "l1": penalty.detach()}
-        return Loss(error + self.sparsity * penalty, parts, codes, reconstruction)
+        return Terms({"mse": squared_error(reconstruction, target), "l1": l1(codes)}, codes, reconstruction)
+
+    def full_terms(self, x: Tensor, target: Tensor, full: Full) -> Terms:
+        """See `ByTokens`."""
+        acts = relu_(full.pre_acts(x, self.W_enc, self.b_enc, self._minus()))
+        decoded, penalty = full.decode_and_cost(acts, self.W_dec, self.b_dec, None)
+        reconstruction = self._completed(decoded, x)
+        return Terms({"mse": squared_error(reconstruction, target), "l1": penalty}, acts, reconstruction)
+
+    def combined(self, parts: Parts) -> Tensor:
+        """‖y − ŷ‖² + λ ‖f‖₁."""
+        return parts["mse"] + self.sparsity * parts["l1"]
+
+    def encoders(self, x: Tensor) -> list[Encoder]:
+        """See `ByTokens`."""
+        return [Encoder(x, self.W_enc, self.b_enc, minus=self._minus())]
+
+    def _minus(self) -> Tensor | None:
+        return self.b_dec if self.config.subtract_b_dec else None
 
     @torch.no_grad()
     def fold(self, input: Affine, target: Affine) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.compare import assert_close
+from support.exact_losses import SCENARIOS, Expected, Weights, agrees, agrees_in_float64, chunked, prepared
 from support.no_dense import D as BIG_D
 from support.no_dense import M as BIG_M
 from support.no_dense import N as BIG_N
@@ -20,8 +20,6 @@ from bench import cases
 
 L, D, D_OUT, M, N = 3, 12, 15, 42, 32  # all layers together; 4, 5 and 14 a layer
 LAMBDA, C, EPSILON = 0.7, 1.5, 0.5
-Weights = dict[str, Tensor]
-Expected = tuple[Tensor, dict[str, Tensor], Tensor]  # reconstruction, terms, total
 
 
 def row_norms(W: Tensor) -> Tensor:
@@ -80,76 +78,41 @@ KINDS: dict[str, tuple[str, dict[str, Any], Callable[..., Expected]]] = {
     "crosscoder": ("crosscoder", {"n_layers": L}, crosscoder),
     "clt": ("clt", {"n_layers": L, "d_target": D_OUT, "tanh_scale": C, "bandwidth": EPSILON}, clt),
 }
-SCENARIOS = ("ordinary", "few positive", "ties", "dead latents")
 
 
-def made(kind: str, scenario: str = "ordinary") -> tuple[sk.SparseCoder, Tensor, Tensor]:
-    """A coder with weights that no initialisation has, so that every parameter matters; input and target."""
+def made(kind: str, scenario: str = "ordinary") -> tuple[sk.SparseCoder, Tensor, Tensor | None]:
+    """A coder, a batch, and its target, where that is another."""
     name, config, _ = KINDS[kind]
     coder = sk.create(name, d_in=D, d_sae=M, sparsity_coefficient=LAMBDA, seed=0, **config)
-    for i, (key, parameter) in enumerate(coder.named_parameters()):
-        parameter.data = cases.normal(*parameter.shape, seed=30 + i, scale=0.4)
-        if key == "log_theta":
-            parameter.data -= 0.7
-    x = cases.integers(N, D, seed=1) if scenario == "ties" else cases.normal(N, D, seed=1)
-    with torch.no_grad():
-        for key, parameter in coder.named_parameters():
-            if scenario == "few positive" and key == "b_enc":
-                parameter -= 2.5
-            if scenario == "dead latents" and key == "b_enc":
-                parameter[::3] = -100
-            if scenario == "ties":  # integer pre-acts, on the edge of every step and window; and each latent twice
-                parameter.copy_(parameter.zero_() if key == "log_theta" else (parameter * 4).round())
-                if parameter.shape[0] == coder.W_enc.shape[0]:
-                    parameter[1::2] = parameter[::2].clone()
-    y = x if coder.d_out == D else cases.normal(N, D_OUT, seed=2)
-    return coder, x, y
+    coder, x = prepared(coder, N, scenario)
+    return coder, x, None if coder.d_out == D else cases.normal(N, D_OUT, seed=2)
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_loss_and_every_gradient(backend: str, kind: str, scenario: str) -> None:
-    coder, x, y = made(kind, scenario)
-    x.requires_grad_()
-    exact = {key: p.detach().double().requires_grad_() for key, p in coder.named_parameters()}
-    exact_x = x.detach().double().requires_grad_()
-    found, terms, total = KINDS[kind][2](exact, exact_x, exact_x if y is x else y.double())
-    with sk.use(backend):
-        loss = coder.loss(x, y)
-        forward = coder(x).detach()
-    grads = torch.autograd.grad(loss.total, [x, *coder.parameters()])  # outside: on the backend of the forward
-    assert_close(forward, found.detach(), factor=2)
-    assert_close(loss.reconstruction.detach(), found.detach(), factor=2)
-    assert_close(loss.total.detach(), total.detach(), factor=2)
-    assert set(loss.parts) == set(terms)
-    for name, term in terms.items():
-        assert_close(loss.parts[name], term.detach(), factor=2)
-    for name, mine, theirs in zip(
-        ["x", *exact], grads, torch.autograd.grad(total, [exact_x, *exact.values()]), strict=True
-    ):
-        assert theirs.any(), f"{name} has no gradient here: nothing is compared"
-        assert_close(mine, theirs, factor=4)
+    agrees(*made(kind, scenario), KINDS[kind][2], backend)
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["sparse", "GEMMs"])
+@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_in_chunks(kind: str, scenario: str, full: bool) -> None:
+    with chunked(full, slots=5 if scenario == "few positive" else 60):
+        agrees(*made(kind, scenario), KINDS[kind][2], in_chunks=True)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_in_float64_to_ten_digits(kind: str) -> None:
-    coder, x, y = made(kind)
-    coder.double()
-    x, y = x.double(), y.double()
-    exact = {key: p.detach().clone().requires_grad_() for key, p in coder.named_parameters()}
-    total = KINDS[kind][2](exact, x, y)[2]
-    loss = coder.loss(x, y).total
-    torch.testing.assert_close(loss, total, rtol=1e-10, atol=0)
-    mine = torch.autograd.grad(loss, list(coder.parameters()))
-    for a, b in zip(mine, torch.autograd.grad(total, list(exact.values())), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)  # thresholds are float32 to the kernels
+    """Thresholds are float32 to the kernels."""
+    agrees_in_float64(*made(kind), KINDS[kind][2], loss_rtol=1e-10, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_autocast_is_close(kind: str) -> None:
     coder, x, y = made(kind)
     exact = {key: p.detach().double() for key, p in coder.named_parameters()}
-    total = KINDS[kind][2](exact, x.double(), y.double())[2]
+    total = KINDS[kind][2](exact, x.double(), x.double() if y is None else y.double())[2]
     with torch.autocast("cpu", torch.bfloat16):
         loss = coder.loss(x, y)
     loss.total.backward()

@@ -6,16 +6,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from support.compare import assert_close
+from support.exact_losses import SCENARIOS, Expected, Weights, agrees, agrees_in_float64, chunked, prepared
 from torch import Tensor
 
 import sae_kernels as sk
-from bench import cases
 
 D, M, N = 12, 40, 32
 LAMBDA = 0.7
-Weights = dict[str, Tensor]
-Expected = tuple[Tensor, dict[str, Tensor], Tensor]  # reconstruction, terms, total
 
 
 def mean_square(y: Tensor, found: Tensor) -> Tensor:
@@ -100,70 +97,47 @@ KINDS = {
     "jumprelu-tanh": jump("tanh", 2.0, tanh_scale=1.5, pre_act_coefficient=0.3),
     "jumprelu-tanh-narrow": jump("tanh", 0.25, tanh_scale=1.5, pre_act_coefficient=0.3),
 }
-SCENARIOS = ("ordinary", "few positive", "ties", "dead latents")
 
 
 def made(kind: str, scenario: str = "ordinary") -> tuple[sk.SparseCoder, Tensor]:
-    """A coder with weights that no initialisation has, so that every parameter matters; and a batch."""
+    """A coder, and a batch."""
     name, config, _ = KINDS[kind]
     coder = sk.create(name, d_in=D, d_sae=M, sparsity_coefficient=LAMBDA, seed=0, **config)
-    for i, (key, parameter) in enumerate(coder.named_parameters()):
-        parameter.data = cases.normal(*parameter.shape, seed=30 + i, scale=0.4)
-        if key == "log_theta":
-            parameter.data -= 0.7
-    x = cases.normal(N, D, seed=1)
-    with torch.no_grad():
-        for key, parameter in coder.named_parameters():
-            if scenario == "few positive" and key in ("b_enc", "b_gate"):
-                parameter -= 2.5
-            if scenario == "dead latents" and key in ("b_enc", "b_gate"):
-                parameter[::3] = -100
-            if scenario == "ties":  # integer pre-acts, on the edge of every step and window; and each latent twice
-                parameter.copy_((parameter * 4).round() if key not in ("log_theta", "r_mag") else parameter.zero_())
-                if parameter.shape[0] == M:
-                    parameter[1::2] = parameter[::2].clone()
-    return coder, cases.integers(N, D, seed=1) if scenario == "ties" else x
+    return prepared(coder, N, scenario)
+
+
+def exact(kind: str) -> Callable[..., Expected]:
+    return lambda p, x, y: KINDS[kind][2](p, x)
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_loss_and_every_gradient(backend: str, kind: str, scenario: str) -> None:
     coder, x = made(kind, scenario)
-    x.requires_grad_()
-    exact = {key: p.detach().double().requires_grad_() for key, p in coder.named_parameters()}
-    exact_x = x.detach().double().requires_grad_()
-    found, terms, total = KINDS[kind][2](exact, exact_x)
-    with sk.use(backend):
-        loss = coder.loss(x)
-        forward = coder(x).detach()
-    grads = torch.autograd.grad(loss.total, [x, *coder.parameters()])  # outside: on the backend of the forward
-    assert_close(forward, found.detach(), factor=2)
-    assert_close(loss.reconstruction.detach(), found.detach(), factor=2)
-    assert_close(loss.total.detach(), total.detach(), factor=2)
-    assert set(loss.parts) == set(terms)
-    for name, term in terms.items():
-        assert_close(loss.parts[name], term.detach(), factor=2)
-    for name, mine, theirs in zip(
-        ["x", *exact], grads, torch.autograd.grad(total, [exact_x, *exact.values()]), strict=True
-    ):
-        assert theirs.any(), f"{name} has no gradient here: nothing is compared"
-        assert_close(mine, theirs, factor=4)
+    agrees(coder, x, None, exact(kind), backend)
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["sparse", "GEMMs"])
+@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_in_chunks(kind: str, scenario: str, full: bool) -> None:
+    coder, x = made(kind, scenario)
+    with chunked(full, slots=5 if scenario == "few positive" else 60):
+        agrees(coder, x, None, exact(kind), in_chunks=True)
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["sparse", "GEMMs"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_in_chunks_in_float64_to_twelve_digits(kind: str, full: bool) -> None:
+    coder, x = made(kind)
+    with chunked(full):
+        agrees_in_float64(coder, x, None, exact(kind), loss_rtol=1e-12, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_in_float64_to_twelve_digits(kind: str) -> None:
     coder, x = made(kind)
-    coder.double()
-    exact = {key: p.detach().clone().requires_grad_() for key, p in coder.named_parameters()}
-    _, _, total = KINDS[kind][2](exact, x.double())
-    loss = coder.loss(x.double()).total
-    torch.testing.assert_close(loss, total, rtol=1e-12, atol=0)
-    for mine, theirs in zip(
-        torch.autograd.grad(loss, list(coder.parameters())),
-        torch.autograd.grad(total, list(exact.values())),
-        strict=True,
-    ):
-        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
+    agrees_in_float64(coder, x, None, exact(kind), loss_rtol=1e-12, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", KINDS)
