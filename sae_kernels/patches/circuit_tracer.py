@@ -1,10 +1,10 @@
 """circuit-tracer's per-layer transcoders: JumpReLU, ReLU and TopK, with or without a skip; and sets of them.
 
-`encode_sparse`, on which attribution stands, and `forward` never hold dense acts; `encode` gives dense acts that
-remember their codes, so that `decode` is sparse. Weights that are read from disk are read once a call, as in the host.
-The host's TopK keeps the signs of what it selects, and its JumpReLU those of acts above a threshold below 0. Where the
-threshold wants its straight-through gradient the host's own path runs. Comparisons are made in float32 before rounding:
-in 16 bits a pre-act within half a step of its threshold may fall on the other side of it.
+`encode_sparse` and `decode_sparse`, on which attribution stands, and `forward` never hold dense acts; `encode` gives
+dense acts that remember their codes, so that `decode` is sparse. Weights that are read from disk are read once a call,
+as in the host. The host's TopK keeps the signs of what it selects, and its JumpReLU those of acts above a threshold
+below 0. Where the threshold wants its straight-through gradient the host's own path runs. Comparisons are made in
+float32 before rounding: in 16 bits a pre-act within half a step of its threshold may fall on the other side of it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch.nn import functional
 from ..codes import SparseCodes
 from ..ops import Selection, Threshold, TopK, decode, encode
 from ._acts import codes_of, dense_acts
+from ._all_slots import decode_codes_all_slots
 from ._remembered import decode_remembered
 from ._swap import host, swap
 from ._versions import class_name, outside
@@ -47,7 +48,7 @@ def why_not(module: Any) -> str | None:
 
 
 def apply(module: Any) -> Callable[[], None]:
-    """A transcoder: replace encode, decode, forward and encode_sparse. A set: patch its transcoders."""
+    """A transcoder: replace encode, decode, forward, encode_sparse and decode_sparse. A set: patch its transcoders."""
     if class_name(module) == TRANSCODER:
         return swap(module, _METHODS)
     from .patch import patch
@@ -162,4 +163,32 @@ def _encode_sparse(self: Any, input_acts: Tensor, zero_positions: slice = slice(
     return acts, W_enc[latents[slots]]
 
 
-_METHODS = {"encode": _encode, "decode": _decode, "forward": _forward, "encode_sparse": _encode_sparse}
+def _decode_sparse(self: Any, sparse_acts: Tensor, input_acts: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """As the host's: the reconstruction, and the rows of W_dec of all entries times these. Each is made from W_dec, in
+    one pass, where the host makes the first from the second."""
+    coalesced = sparse_acts.is_sparse and sparse_acts.dim() == 2 and sparse_acts.is_coalesced()
+    if not coalesced or self.lazy_decoder or not sparse_acts.dtype == self.W_dec.dtype == self.dtype:
+        return host(self).decode_sparse(self, sparse_acts, input_acts)
+    (rows, latents), values, W_dec = sparse_acts.indices(), sparse_acts.values(), self.W_dec
+    n = sparse_acts.shape[0]
+    offsets = torch.searchsorted(rows, torch.arange(n + 1, device=rows.device))
+    codes = SparseCodes(values, latents.int(), self.d_transcoder, offsets)
+    scaled = W_dec.index_select(0, latents)
+    if scaled.requires_grad or values.requires_grad:
+        scaled = scaled * values[:, None]
+    else:
+        scaled.mul_(values[:, None])
+    y = decode_codes_all_slots(codes, W_dec)
+    if self.W_skip is not None:
+        assert input_acts is not None, "Transcoder has skip connection but no input_acts were provided"  # the host's
+        y = y + self.compute_skip(input_acts)
+    return y + self.b_dec, scaled
+
+
+_METHODS = {
+    "encode": _encode,
+    "decode": _decode,
+    "forward": _forward,
+    "encode_sparse": _encode_sparse,
+    "decode_sparse": _decode_sparse,
+}

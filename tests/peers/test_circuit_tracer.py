@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import pickle
 from pathlib import Path
@@ -112,6 +113,27 @@ def test_sparse_acts_are_the_hosts_entry_by_entry(kind: str, zeroed: slice) -> N
             handle.undo()
     for mine, theirs in zip(found["mine"], found["theirs"], strict=True):
         torch.testing.assert_close(mine, theirs)
+
+
+def test_entries_that_somebody_set_to_zero() -> None:
+    """They have a gradient; entries that are not coalesced are refused, as by the host."""
+    coder = made("jumprelu")
+    acts = coder.encode_sparse(data())[0].detach()
+    zeroed = torch.where(torch.arange(acts.values().numel()) % 3 == 0, 0.0, acts.values())
+
+    def run() -> list[Tensor]:
+        values = zeroed.clone().requires_grad_()
+        given = torch.sparse_coo_tensor(acts.indices(), values, acts.shape, is_coalesced=True, check_invariants=False)
+        outs = coder.decode_sparse(given)
+        return [*outs, *gradients(outs, [values, coder.W_dec, coder.b_dec])]
+
+    theirs, mine = plain_and_patched(coder, run)
+    all_close(mine, theirs)
+    loose = torch.sparse_coo_tensor(acts.indices(), zeroed, acts.shape, check_invariants=False)
+    for patched in (False, True):
+        both = sk.patch(coder) if patched else contextlib.nullcontext()
+        with both, pytest.raises(RuntimeError, match="coalesced"):
+            coder.decode_sparse(loose)
 
 
 def test_latents_in_any_order_are_sorted(monkeypatch: pytest.MonkeyPatch) -> None:
