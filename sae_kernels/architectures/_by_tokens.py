@@ -22,6 +22,7 @@ SMALL = 1 << 16  # pairs of token and latent below which nobody looks how full t
 SLOTS = 8 << 20  # of codes that lie in memory at once; an eighth as many as W_enc has numbers, if that is more
 CHUNK = 16 << 20  # numbers in a (tokens, d_sae) matrix of a chunk; a quarter of W_enc's, if that is more
 CHUNK_ON_GPU = 128 << 20  # where a GEMM wants thousands of rows
+LEAST_CHUNKS = 8  # of GEMMs: all their matrices together are no larger than one of the whole batch
 SAMPLE = 32, 2048  # tokens and latents that tell how full codes will be
 PASSES = 12  # over a chunk's matrices, between its products
 GEMMS = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
@@ -66,8 +67,8 @@ class ByTokens(SparseCoder):
     Memory, beside weights, their gradients and what has (tokens, d) elements: that of codes with `SLOTS` slots, of
     which an architecture says what each takes; with GEMMs, three to eight matrices of `CHUNK` float32 (64 MiB each).
 
-    Of a loss in chunks, `total` can be differentiated once, with one backward; `reconstruction` and `codes` are
-    detached, and the latter are `LaterCodes`.
+    Of a loss in chunks, `total` can be differentiated once, with one backward. So can `reconstruction`, which goes
+    through the chunks a second time for it. `codes` are `LaterCodes`.
     """
 
     def terms(self, x: Tensor, target: Tensor) -> Terms:
@@ -127,7 +128,7 @@ def _plan(coder: Any, x: Tensor) -> Plan | None:
     slots, pairs = _limits(x, sum(encoder.W_enc.numel() for encoder in encoders))
     may = not settings.chosen_backend() and coder.may_be_full and _knows_full(type(coder))
     if may and _gemms_pay(coder, x, dtype, active):
-        return Plan(_even(n, pairs // m), True)
+        return Plan(_even(n, min(pairs // m, n // LEAST_CHUNKS)), True)
     return None if n * active <= slots else Plan(_even(n, int(slots / active)), False)
 
 
@@ -201,8 +202,7 @@ def _in_chunks(coder: Any, x: Tensor, target: Tensor, plan: Plan) -> Loss:
     objective, reconstruction = _Accumulated.apply(coder, linear, plan, found, x, target, *parameters)
     with torch.no_grad():
         value = coder.combined(found.parts)  # which `linear` need not have
-    kept = x.detach()
-    codes = LaterCodes(lambda: coder.encode(kept), coder.d_sae, found.l0, found.fired, list(coder.parameters()))
+    codes = LaterCodes(lambda: coder.encode(x), coder.d_sae, found.l0, found.fired, list(coder.parameters()))
     return Loss(objective + (value - objective.detach()), found.parts, codes, reconstruction)
 
 
@@ -231,7 +231,8 @@ class _Found:
 
 
 class _Accumulated(torch.autograd.Function):
-    """The objective of all chunks, with its gradients, which the backward has but to scale."""
+    """The objective of all chunks, with its gradients, which the backward has but to scale; and the reconstruction,
+    whose backward, which a step of training does not ask for, computes it again."""
 
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -244,42 +245,76 @@ class _Accumulated(torch.autograd.Function):
         target: Tensor,
         *parameters: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        full = Full(x.device) if plan.full else None
-        wanted = ctx.needs_input_grad[4:]
-        gradients: list[Tensor | None] = [None] * (2 + len(parameters))
-        for i, rows in enumerate((x, target)):
-            if wanted[i]:
-                gradients[i] = torch.empty_like(rows)
-        objective = None
-        for part in _chunks(len(x), plan.rows):
-            some = x[part].detach().requires_grad_(wanted[0])
-            some_target = target[part].detach().requires_grad_(wanted[1])
-            with torch.set_grad_enabled(any(wanted)):
-                terms = coder.terms(some, some_target) if full is None else coder.full_terms(some, some_target, full)
-                weight = len(some) / len(x)
-                mine = linear(terms.parts) * weight
+        ctx.wanted = ctx.needs_input_grad[4:]
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, target, *parameters)
+        ctx.coder, ctx.plan, ctx.backend = coder, plan, settings.chosen_backend()
+        device = x.device.type
+        ctx.autocast = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+        objective: list[Tensor] = []
+
+        def contribution(part: slice, terms: Terms) -> Tensor:
+            weight = (part.stop - part.start) / len(x)
+            mine = linear(terms.parts) * weight
             found.take(part, terms, weight)
-            objective = mine.detach() if objective is None else objective + mine.detach()
-            del terms
-            if any(wanted):
-                _add(gradients, part, mine, (some, some_target, *parameters), wanted, full)
-        ctx.gradients = _finished(gradients, (x, target, *parameters), full)
-        reconstruction = torch.cat(found.reconstructions)
-        ctx.mark_non_differentiable(reconstruction)
-        assert objective is not None
-        return objective, reconstruction
+            objective.append(mine.detach())
+            return mine
+
+        ctx.gradients = _gradients(coder, plan, (x, target, *parameters), ctx.wanted, contribution)
+        return torch.stack(objective).sum(), torch.cat(found.reconstructions)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, scale: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, scale: Tensor | None, of_reconstruction: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         if ctx.gradients is None:
             raise RuntimeError("the gradients of a loss that went through the batch in chunks were used: one backward")
         gradients, ctx.gradients = ctx.gradients, None
-        if scale.device.type != "cpu" or float(scale) != 1:
+        if scale is None:
+            gradients = [None] * len(gradients)
+        elif scale.device.type != "cpu" or float(scale) != 1:
             for gradient in gradients:
                 if gradient is not None:
                     gradient.mul_(scale)
+        if of_reconstruction is not None:
+            dy = of_reconstruction
+
+            def contribution(part: slice, terms: Terms) -> Tensor:
+                return (terms.reconstruction * dy[part]).sum()
+
+            enabled, dtype = ctx.autocast
+            with settings.use(ctx.backend), torch.autocast(dy.device.type, dtype, enabled):
+                more = _gradients(ctx.coder, ctx.plan, ctx.saved_tensors, ctx.wanted, contribution)
+            gradients = [b if a is None else a if b is None else a + b for a, b in zip(gradients, more, strict=True)]
         return (None, None, None, None, *gradients)
+
+
+def _gradients(
+    coder: Any,
+    plan: Plan,
+    inputs: tuple[Tensor, ...],
+    wanted: tuple[bool, ...],
+    contribution: Callable[[slice, Terms], Tensor],
+) -> list[Tensor | None]:
+    """The gradients of the sum of what each chunk contributes, to those of the inputs (x, target, parameters) that are
+    wanted."""
+    x, target, *parameters = inputs
+    full = Full(x.device) if plan.full else None
+    gradients: list[Tensor | None] = [None] * len(inputs)
+    for i, rows in enumerate((x, target)):
+        if wanted[i]:
+            gradients[i] = torch.empty_like(rows)
+    for part in _chunks(len(x), plan.rows):
+        some = x[part].detach().requires_grad_(wanted[0])
+        some_target = target[part].detach().requires_grad_(wanted[1])
+        with torch.set_grad_enabled(any(wanted)):
+            terms = coder.terms(some, some_target) if full is None else coder.full_terms(some, some_target, full)
+            mine = contribution(part, terms)
+        del terms
+        if any(wanted):
+            _add(gradients, part, mine, (some, some_target, *parameters), wanted, full)
+    return _finished(gradients, inputs, full)
 
 
 def _chunks(n: int, rows: int) -> Iterator[slice]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,7 +14,8 @@ from ..codes import SparseCodes
 
 
 class LaterCodes(SparseCodes):
-    """`fired()` and `l0()` at once; `values`, `indices`, `offsets` when first asked for, with the weights there are.
+    """`fired()` and `l0()` at once; `values`, `indices`, `offsets` when first asked for, with the weights there are,
+    and with a gradient to them where gradients were recorded when the codes were made.
 
     Raises:
         RuntimeError: asked for slots after one of the `weights` has changed: they would be codes of another coder.
@@ -23,8 +25,11 @@ class LaterCodes(SparseCodes):
         self, make: Callable[[], SparseCodes], d_sae: int, l0: Tensor, fired: Tensor, weights: Sequence[Tensor]
     ) -> None:
         was = [(weight, weight._version) for weight in weights]
-        for name, value in {"d_sae": d_sae, "_make": make, "_l0": l0, "_fired": fired, "_was": was}.items():
-            object.__setattr__(self, name, value)
+        self._set(d_sae=d_sae, _make=make, _l0=l0, _fired=fired, _was=was, _recorded=torch.is_grad_enabled())
+
+    def _set(self, **attributes: Any) -> None:
+        for name, value in attributes.items():
+            object.__setattr__(self, name, value)  # as SparseCodes are, these are frozen
 
     @functools.cached_property
     def now(self) -> SparseCodes:
@@ -35,7 +40,7 @@ class LaterCodes(SparseCodes):
                 "codes of a loss that went through the batch in chunks are computed when their slots are looked at, "
                 "and the weights have changed since: look before the optimiser's step, or encode again"
             )
-        with torch.no_grad():
+        with torch.set_grad_enabled(own._recorded):
             return own._make()
 
     values = property(lambda self: self.now.values)  # pyright: ignore[reportAssignmentType]
@@ -69,8 +74,15 @@ class LaterCodes(SparseCodes):
         return self.now.with_values(values)
 
     def detach(self) -> SparseCodes:
-        """They are."""
-        return self
+        """See `SparseCodes`: as late as these."""
+        own: Any = self
+        if not own._recorded:
+            return self
+        mine = copy.copy(self)
+        if "now" in vars(self):
+            mine._set(now=self.now.detach())
+        mine._set(_recorded=False)
+        return mine
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> SparseCodes:
         """See `SparseCodes`."""
