@@ -26,13 +26,17 @@ class _AllSlots(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """For values and W, where they are wanted."""
+        """For values and W, where they are wanted: both in one pass, which leaves out slots at 0, and then those."""
         values, indices, offsets, W = ctx.saved_tensors
-        d_values = dW = None
-        if ctx.needs_input_grad[0]:
-            d_values = torch.ops.sae_kernels.sddmm(grad, W, indices, offsets, torch.ones_like(values))
-        if ctx.needs_input_grad[3]:
-            dW = torch.ops.sae_kernels.spmm_t(values, indices, offsets, grad, W.shape[0])
+        ops = torch.ops.sae_kernels
+        if not ctx.needs_input_grad[0]:
+            return None, None, None, ops.spmm_t(values, indices, offsets, grad, W.shape[0])
+        if not ctx.needs_input_grad[3]:
+            return ops.sddmm(grad, W, indices, offsets, torch.ones_like(values)), None, None, None
+        d_values, dW = ops.spmm_backward(grad, values, indices, offsets, W)
+        empty = values == 0
+        if not values.is_cpu or bool(empty.any()):
+            d_values = d_values + ops.sddmm(grad, W, indices, offsets, empty.to(values.dtype))
         return d_values, None, None, dW
 
 

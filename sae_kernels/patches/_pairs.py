@@ -79,9 +79,7 @@ def in_chunks(
 
 
 def _run(elementwise: Elementwise, x: Tensor, W_enc: Tensor, b: Tensor, vectors: Sequence[Tensor]) -> Any:
-    dtype = wide(x.dtype)
-    z = torch.mm(x, W_enc).to(dtype).add_(b)
-    return elementwise(z, *(vector.to(dtype) for vector in vectors))
+    return elementwise(torch.mm(x, W_enc).add_(b), *(vector.to(x.dtype) for vector in vectors))
 
 
 def _chunks(n: int, d_sae: int) -> Iterator[slice]:
@@ -116,7 +114,7 @@ class _InChunks(torch.autograd.Function):
                     assert W_dec is not None
                     _add_product(total, act.to(x.dtype), W_dec[part])
                 for total, term in zip(terms, more, strict=True):
-                    total += term.sum(1)
+                    total += term.sum(1, dtype=dtype)
                 if decoded:
                     active = (acts[0] != 0).float()
                     fired[part] = active.sum(0)
@@ -141,7 +139,7 @@ class _InChunks(torch.autograd.Function):
         with torch.autocast(x.device.type, enabled=False):
             for part in _chunks(len(x), W_enc.shape[1]):
                 W = W_enc[:, part]
-                inputs = [torch.mm(x, W).to(dtype).add_(b[part]), *(vector[part].to(dtype) for vector in vectors)]
+                inputs = [torch.mm(x, W).add_(b[part]), *(vector[part].to(x.dtype) for vector in vectors)]
                 inputs = [each.detach().requires_grad_() for each in inputs]
                 with torch.enable_grad():
                     acts, terms = ctx.elementwise(*inputs)
@@ -154,18 +152,17 @@ class _InChunks(torch.autograd.Function):
                         dW_dec[part] = product if i == 0 else dW_dec[part] + product
                     if act.requires_grad:
                         outs.append(act)
-                        up.append(torch.mm(dy, W_dec[part].mT).to(dtype))
+                        up.append(torch.mm(dy, W_dec[part].mT))
                 for term, d in zip(terms, d_terms, strict=True):
                     if term.requires_grad:
                         outs.append(term)
-                        up.append(d[:, None].expand_as(term))
+                        up.append(d[:, None].to(term.dtype).expand_as(term))
                 dz, *found = torch.autograd.grad(outs, inputs, up, materialize_grads=True)
                 for total, grad in zip(d_vectors, found, strict=True):
                     if total is not None:
                         total[part] = grad
                 if db is not None:
                     db[part] = dz.sum(0)
-                dz = dz.to(x.dtype)
                 if dW_enc is not None:
                     dW_enc[:, part] = torch.mm(x.mT, dz)
                 if dx is not None:

@@ -24,7 +24,7 @@ from ._pairs import Elementwise, at_slots, in_chunks
 from ._sae_lens_codes import rows
 from ._swap import host
 
-FULL = 0.1  # the share of pairs from which on codes take longer than all pairs
+FULL = 0.2  # the share of pairs from which on codes take longer than all pairs
 ASKED = 32  # tokens that tell it
 
 
