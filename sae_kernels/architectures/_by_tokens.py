@@ -60,12 +60,13 @@ class ByTokens(SparseCoder):
 
     `loss`: codes of no more than `SLOTS` slots lie in memory at once. Fuller ones go through in chunks of tokens, whose
     gradients are computed with them and added up: only those, the reconstruction and who fired are kept. A chunk is
-    done with sparse codes, or, where so many latents are active that GEMMs are estimated to be faster (one in twenty or
-    so) and no backend is pinned, with its acts as a matrix of `CHUNK` numbers. How many are active is estimated from a
-    sample of the batch.
+    done with sparse codes, or, where so many latents are active that GEMMs are estimated to be faster (on a CPU about a
+    quarter) and no backend is pinned, with its acts as a matrix of at most `CHUNK` numbers. How many are active is
+    estimated from a sample of the batch.
 
-    Memory, beside weights, their gradients and what has (tokens, d) elements: that of codes with `SLOTS` slots, of
-    which an architecture says what each takes; with GEMMs, three to eight matrices of `CHUNK` float32 (64 MiB each).
+    Memory, beside weights, their gradients and what has (tokens, d) elements: with sparse codes, that of `SLOTS` slots,
+    of which an architecture says what each takes, and the weights' gradients once more; with GEMMs, two to eight
+    matrices of `CHUNK` float32 (64 MiB each), or of an eighth of the tokens, if these are fewer.
 
     Of a loss in chunks, `total` can be differentiated once, with one backward. So can `reconstruction`, which goes
     through the chunks a second time for it. `codes` are `LaterCodes`.

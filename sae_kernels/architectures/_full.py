@@ -140,7 +140,7 @@ class _Decode(torch.autograd.Function):
         ctx.full, ctx.frozen, ctx.of_b, ctx.n = full, frozen, b.dtype, max(1, len(acts))
         with torch.autocast(acts.device.type, enabled=False):
             y = torch.addmm(full.cast(b), acts, full.cast_once(W))
-        return y, None if sums is None or cost is None else sums @ cost
+            return y, None if sums is None or cost is None else sums @ cost
 
     @staticmethod
     @once_differentiable

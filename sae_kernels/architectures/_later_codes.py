@@ -15,7 +15,7 @@ from ..codes import SparseCodes
 
 class LaterCodes(SparseCodes):
     """`fired()` and `l0()` at once; `values`, `indices`, `offsets` when first asked for, with the weights there are,
-    and with a gradient to them where gradients were recorded when the codes were made.
+    and as it would have been when the codes were made: with a gradient, in autocast's dtype.
 
     Raises:
         RuntimeError: asked for slots after one of the `weights` has changed: they would be codes of another coder.
@@ -25,7 +25,11 @@ class LaterCodes(SparseCodes):
         self, make: Callable[[], SparseCodes], d_sae: int, l0: Tensor, fired: Tensor, weights: Sequence[Tensor]
     ) -> None:
         was = [(weight, weight._version) for weight in weights]
-        self._set(d_sae=d_sae, _make=make, _l0=l0, _fired=fired, _was=was, _recorded=torch.is_grad_enabled())
+        device = l0.device.type
+        cast = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+        self._set(
+            d_sae=d_sae, _make=make, _l0=l0, _fired=fired, _was=was, _cast=cast, _recorded=torch.is_grad_enabled()
+        )
 
     def _set(self, **attributes: Any) -> None:
         for name, value in attributes.items():
@@ -40,7 +44,8 @@ class LaterCodes(SparseCodes):
                 "codes of a loss that went through the batch in chunks are computed when their slots are looked at, "
                 "and the weights have changed since: look before the optimiser's step, or encode again"
             )
-        with torch.set_grad_enabled(own._recorded):
+        enabled, dtype = own._cast
+        with torch.set_grad_enabled(own._recorded), torch.autocast(own._l0.device.type, dtype, enabled):
             return own._make()
 
     values = property(lambda self: self.now.values)  # pyright: ignore[reportAssignmentType]
