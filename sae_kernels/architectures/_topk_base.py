@@ -101,17 +101,29 @@ class TopKBase(KScheduled):
         """See the class. It selects latents itself, for all terms at once: a subclass with another `encode` has its own
         `selections`. With `dead` None or all False there is no AuxK term, `auxk`."""
         target = self.check_target(x, target)
-        wanted = self.selections()
-        aux = ()
-        if self.config.auxk_coefficient > 0 and dead is not None and bool(dead.any()):
-            aux = (TopK(self.config.aux_width, among=dead),)
-        codes = encode(self.encoder_input(x), self.W_enc, self.b_enc, wanted + aux)
-        reconstruction, total, parts = self.fidelity(codes[: len(wanted)], x, target)
-        if aux:
-            extra = auxk(codes[-1], self.W_dec, reconstruction, target)
+        inside, wanted = self.encoder_input(x), self.selections()
+        aux = None
+        if self.config.auxk_coefficient == 0 or dead is None or not bool(dead.any()):
+            codes = encode(inside, self.W_enc, self.b_enc, wanted)
+        elif any(isinstance(each, TopK) for each in wanted):  # one pass over the pre-acts serves all
+            *kept, aux = encode(inside, self.W_enc, self.b_enc, (*wanted, TopK(self.config.aux_width, among=dead)))
+            codes = tuple(kept)
+        else:
+            codes = encode(inside, self.W_enc, self.b_enc, wanted)
+            aux = self._among(dead, inside)
+        reconstruction, total, parts = self.fidelity(codes, x, target)
+        if aux is not None:
+            extra = auxk(aux, self.W_dec, reconstruction, target)
             total = total + self.config.auxk_coefficient * extra
             parts = {**parts, "auxk": extra}
         return Loss(total, {name: term.detach() for name, term in parts.items()}, codes[0], reconstruction)
+
+    def _among(self, dead: Tensor, inside: Tensor) -> SparseCodes:
+        """The top k_aux of the dead latents by the pre-acts of these alone: their share of a pass over all of them."""
+        latents = dead.nonzero().squeeze(1)
+        W, b = self.W_enc.index_select(0, latents), self.b_enc.index_select(0, latents)
+        codes = encode(inside, W, b, TopK(min(self.config.aux_width, len(latents))))
+        return SparseCodes(codes.values, latents.int().take(codes.indices.long()), self.d_sae)
 
     def fold(self, input: Affine, target: Affine) -> None:
         """See `SparseCoder.fold`."""
