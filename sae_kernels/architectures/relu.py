@@ -54,7 +54,7 @@ class ReLUCoder(ByTokens, Penalised):
 
     Memory: an active latent of a token takes 8 bytes (value and index), 6 in 16 bits; at the peak of a step, in the
     backward, about 33. At the start half of all latents are active: such a batch goes through in chunks, in GEMMs
-    where these are faster (see `ByTokens`), four matrices of a chunk at a time.
+    where these are faster (see `ByTokens`), two matrices of a chunk at a time.
 
     Source: Anthropic, Circuits Updates April 2024, "Update on how we train SAEs"; Bricken et al., Towards
     Monosemanticity (2023).
