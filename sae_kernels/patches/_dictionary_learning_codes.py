@@ -3,9 +3,9 @@
 Values are those of the dense acts that the host would give, in its dtype, and carry its gradient. The host takes the
 ReLU first and selects then: what it selects at 0 has no gradient, and is an empty slot here.
 
-Rows. Its `nn.Linear` decoders are stored (d, d_sae), and their encoders, clones of the decoder's transpose, in the same
-memory order; `rows` copies them, once for all that a pass does with them. (A copy that outlives the pass would be
-stale: the host writes weights through `.data`, which leaves no trace.)
+Rows. Where its `nn.Linear` weights could not be laid by rows, and for `W_enc`, stored as (d, d_sae), `rows` copies
+them, once for all that a pass does with them. (A copy that outlives the pass would be stale: the host writes weights
+through `.data`, which leaves no trace.)
 """
 
 from __future__ import annotations

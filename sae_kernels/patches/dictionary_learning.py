@@ -4,9 +4,9 @@
 sparse, and pre-acts that are computed when somebody looks. `forward` makes no dense acts unless it is to return them,
 and a trainer's step makes none at all.
 
-The host's `nn.Linear` weights lie in memory by columns, where a latent's row is scattered. A trainer's are laid by rows
-while it is patched (strides change, nothing else). Those of a coder patched by itself stay, and each pass copies them;
-up to `FEW` tokens are the host's own then, since the copy would take longer than the dense product.
+The host's `nn.Linear` weights lie in memory by columns, where a latent's row is scattered. They are laid by rows while
+the coder is patched (strides change, nothing else). Where somebody else may look at the same memory they stay, and each
+pass copies them; up to `FEW` tokens are the host's own then, since the copy would take longer than the dense product.
 """
 
 from __future__ import annotations
@@ -79,42 +79,60 @@ def _why_not_trainer(trainer: Any, coder: str) -> str | None:
 
 
 def apply(module: Any) -> Callable[[], None]:
-    """A coder: replace encode, decode and forward. A trainer: replace its loss, and patch its coder."""
+    """A coder: replace encode, decode and forward, and lay its weights by rows. A trainer: replace its loss, and patch
+    its coder."""
     name = class_name(module).removeprefix(MODULE)
     if name in CODERS:
-        return swap(module, _METHODS[name])
+        return _undo(swap(module, _METHODS[name]), _lay_by_rows(module))
     from .patch import patch
 
     own = host(module.ae) is type(module.ae)  # not patched by somebody else
     handle = patch(module.ae)
-    lay_back = _lay_by_rows(module.ae)
     restore = swap(module, {"loss": _LOSSES[name]})
+    return _undo(restore, handle.undo) if own else restore
 
+
+def _undo(*steps: Callable[[], None]) -> Callable[[], None]:
     def undo() -> None:
-        restore()
-        lay_back()
-        if own:
-            handle.undo()
+        for step in steps:
+            step()
 
     return undo
 
 
 def _lay_by_rows(coder: Any) -> Callable[[], None]:
-    """Put `nn.Linear` weights into memory by latents: shapes and values stay, and what happens to them in a step is
-    faster, the host's part of it too; → what puts them back."""
+    """Put `nn.Linear` weights into memory by latents: shapes and values stay, and what happens to them is faster, the
+    host's part of it too; → what puts them back."""
     if hasattr(coder, "W_enc"):
         return lambda: None
     encoder, decoder = coder.encoder, coder.decoder
+    tied = encoder.weight.untyped_storage().data_ptr() == decoder.weight.untyped_storage().data_ptr() != 0
+    if tied or not (_has_its_own_memory(encoder) and _has_its_own_memory(decoder)):
+        return lambda: None
     before = encoder.weight.stride(), decoder.weight.stride()
-    encoder.weight.data = encoder.weight.data.contiguous()
-    decoder.weight.data = decoder.weight.data.mT.contiguous().mT
+    _lay(encoder.weight, (encoder.in_features, 1))
+    _lay(decoder.weight, (1, decoder.out_features))
 
     def lay_back() -> None:
         for weight, stride in zip((encoder.weight, decoder.weight), before, strict=True):
-            data = weight.data
-            weight.data = torch.empty_strided(data.shape, stride, dtype=data.dtype, device=data.device).copy_(data)
+            _lay(weight, stride)
 
     return lay_back
+
+
+def _lay(weight: Tensor, stride: tuple[int, ...]) -> None:
+    """Put a weight, and its gradient, into memory with these strides."""
+    for tensor in (weight, weight.grad):
+        if tensor is not None and tensor.stride() != stride:
+            data = tensor.data
+            tensor.data = torch.empty_strided(data.shape, stride, dtype=data.dtype, device=data.device).copy_(data)
+
+
+def _has_its_own_memory(part: nn.Linear) -> bool:
+    """Nothing else lies there, and no other process looks: it may be moved."""
+    weight = part.weight
+    whole = type(weight) is nn.Parameter and weight.untyped_storage().nbytes() == weight.numel() * weight.itemsize
+    return whole and not (weight.is_cpu and weight.is_shared())
 
 
 def fits(self: Any, x: Tensor) -> bool:

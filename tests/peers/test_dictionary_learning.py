@@ -10,7 +10,7 @@ import pytest
 import torch
 from support.no_dense import NoDense
 from support.peer import D, all_close, assert_classes_are_listed, data, gradients, peer, plain_and_patched
-from support.peer_dictionary_learning import CODERS, K, M, N, coder, home, lowered, trainer
+from support.peer_dictionary_learning import CODERS, K, M, N, coder, home, lowered
 from torch import Tensor, nn
 
 import sae_kernels as sk
@@ -146,17 +146,52 @@ def test_jumprelu_with_and_without_b_dec(apply: bool) -> None:
     torch.testing.assert_close(mine, theirs)
 
 
-def test_few_tokens_of_weights_that_lie_by_rows() -> None:
-    """The host's own path is for those by columns."""
-    one = trainer("topk")
-    expected = one.ae(data(3))
-    with sk.patch(one):
-        acts = one.ae.encode(data(3))
-        assert codes_of(acts) is not None
-        torch.testing.assert_close(one.ae(data(3)), expected)
-    with sk.patch(one.ae):
-        assert codes_of(one.ae.encode(data(3))) is None
-        torch.testing.assert_close(one.ae(data(3)), expected)
+def test_weights_lie_by_rows_while_patched() -> None:
+    """Theirs lie by columns; nothing but strides tells the difference, and what is written meanwhile stays."""
+    made = coder("topk")
+    before = {name: parameter.clone(memory_format=torch.preserve_format) for name, parameter in made.named_parameters()}
+    identity = [id(parameter) for parameter in made.parameters()]
+    made(data()).sum().backward()
+    grads = [parameter.grad.clone() for parameter in made.parameters()]
+    handle = sk.patch(made)
+    for parameter, grad in zip(made.parameters(), grads, strict=True):
+        assert parameter.grad.stride() == parameter.stride()
+        assert torch.equal(parameter.grad, grad)
+    assert made.encoder.weight.stride(1) == made.decoder.weight.stride(0) == 1
+    assert codes_of(made.encode(data(3))) is not None
+    with torch.no_grad():
+        made.decoder.weight.data[:, 3] = 7.0
+    expected = made(data())
+    handle.undo()
+    torch.testing.assert_close(made(data()), expected)
+    assert identity == [id(parameter) for parameter in made.parameters()]
+    with torch.no_grad():
+        before["decoder.weight"][:, 3] = 7.0
+    for name, parameter in made.named_parameters():
+        assert parameter.stride() == before[name].stride()
+        assert torch.equal(parameter, before[name])
+
+
+@pytest.mark.parametrize("how", ["tied", "a view", "shared memory"])
+def test_weights_that_others_look_at_stay_where_they_are(how: str) -> None:
+    """A few tokens are the host's own then: a copy would take longer."""
+    made = coder("topk")
+    if how == "tied":
+        made.encoder.weight.data = made.decoder.weight.data.mT
+    elif how == "a view":
+        both = torch.stack([made.decoder.weight.data, made.decoder.weight.data])
+        made.decoder.weight.data = both[0]
+    else:
+        made.decoder.weight.data.share_memory_()
+    where = made.decoder.weight.data_ptr()
+    expected, few_expected = made(data()), made(data(3))
+    with sk.patch(made):
+        assert made.decoder.weight.data_ptr() == where
+        assert codes_of(made.encode(data(3))) is None
+        assert codes_of(made.encode(data())) is not None
+        torch.testing.assert_close(made(data(3)), few_expected)
+        torch.testing.assert_close(made(data()), expected)
+    assert made.decoder.weight.data_ptr() == where
 
 
 def test_ghosts_hooks_and_edits_are_the_hosts() -> None:
