@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PLUGINS := $(wildcard plugins/*/)
 SOURCES := $(shell find csrc -type f 2>/dev/null) CMakeLists.txt pyproject.toml constraints.txt Makefile
 
-.PHONY: demo test check ahead sanitize arm arm-passed-over arm-emulated peers bench clean
+.PHONY: demo test check ahead sanitize arm arm-passed-over arm-emulated amx amx-passed-over amx-run peers bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/sae-kernels demo
@@ -68,6 +68,24 @@ arm-emulated: $(VENV)/.developing
 	SAE_KERNELS_REQUIRE_CPU=1 SAE_KERNELS_FUZZ=$(ARM_FUZZ) PYTHONPATH=tests/support/emulated \
 		SAE_KERNELS_EMULATED="$(ARM_EMULATOR) -L $(ARM_ROOT) $(CURDIR)/build/arm/kernels_server" \
 		$(BIN)/python -m pytest -q -p emulated -p no:cacheprovider -k "cpu and not every_isa" $(ARM_TESTS)
+
+# The kernels for AMX under the ops' tests, on emulated tiles where the machine has none: that takes AVX-512 with VNNI, and
+# is passed over without. Warnings are errors.
+CPU_FLAGS := $(shell grep -m1 ^flags /proc/cpuinfo 2>/dev/null)
+AMX_TILES ?= $(if $(filter amx_bf16,$(CPU_FLAGS)),hardware,$(if $(filter avx512_vnni,$(CPU_FLAGS)),emulated))
+AMX_TESTS ?= tests/kernels/test_cpu_tiles.py $(LONGER_TESTS) tests/kernels/test_cpu_int8_kept.py \
+	tests/kernels/test_cpu_screening.py tests/kernels/test_ops_linear.py
+amx: $(if $(AMX_TILES),$(VENV)/.developing amx-run,amx-passed-over)
+amx-passed-over:
+	@echo "make amx: PASSED OVER. It needs a processor with AMX, or with AVX-512 and VNNI to emulate it."
+amx-run: $(VENV)/.developing
+	PATH="$(abspath $(BIN)):$$PATH" cmake -S . -B build/amx -G Ninja -DSAE_KERNELS_SERVER=ON \
+		-DSAE_KERNELS_ASSUME_AMX=$(if $(filter emulated,$(AMX_TILES)),ON,OFF) -DCMAKE_CXX_FLAGS=-Werror \
+		-Wno-dev --log-level=WARNING
+	PATH="$(abspath $(BIN)):$$PATH" cmake --build build/amx
+	SAE_KERNELS_REQUIRE_CPU=1 SAE_KERNELS_TILES=$(AMX_TILES) PYTHONPATH=tests/support/emulated \
+		SAE_KERNELS_EMULATED="$(CURDIR)/build/amx/kernels_server" \
+		$(BIN)/python -m pytest -q -p emulated -p no:cacheprovider -k "cpu and not every_isa" $(AMX_TESTS)
 
 # SAELens, sparsify, dictionary_learning and circuit-tracer themselves, in an environment of their own (2 GB), as judges.
 # Not with all they ask for: a torchvision that goes with a CUDA build of torch breaks transformers.

@@ -42,7 +42,10 @@ struct Cpu {
     avx512 = avx2 && zmm && (b7 >> 16 & 1) && (b7 >> 17 & 1) && (b7 >> 30 & 1) && (b7 >> 31 & 1);
     vnni = avx512 && (c7 >> 11 & 1);
     amx = avx512 && tiles && (d7 >> 22 & 1) && (d7 >> 24 & 1) && (d7 >> 25 & 1) && (a71 >> 5 & 1) && tiles_offered();
-    fast_bf16_dots = avx512 && (a71 >> 5 & 1) && made_by_amd();  // Intel's take as long as widening
+#if SK_ASSUME_AMX
+    amx = avx512;
+#endif
+    fast_bf16_dots = avx512 && !amx && (a71 >> 5 & 1) && made_by_amd();  // Intel's take as long as widening
     fast_bf16 = amx || fast_bf16_dots;
   }
 
@@ -88,7 +91,7 @@ std::vector<Isa> available() {
 
 // Tile registers need this process's permission, once; false where the system refuses.
 bool permitted(const Isa& isa) {
-#if SK_X86 && defined(__linux__)
+#if SK_X86 && defined(__linux__) && !SK_ASSUME_AMX
   if (isa.table->isa[1] == 'm') return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18) == 0;
 #else
   (void)isa;

@@ -178,6 +178,9 @@ struct DotTile {
 };
 #endif
 
+constexpr int64_t kMostLatents = 192;     // of a block: so many make up tiles and vectors alike
+constexpr int64_t kBlockBytes = 1 << 19;  // of W that tokens go over again, where there are more than a tile's
+
 // n tokens, `x_stride` apart; latents, rows `stride` apart.
 template <class Tile>
 struct Scores {
@@ -190,6 +193,13 @@ struct Scores {
   // out[t * out_stride + i] = that of token t and latent first + i, for i < count; kSpare floats behind each row's end may
   // be overwritten. Latents from `end` on are not there.
   static constexpr int64_t kSpare = 4;
+  struct Thread {};  // what a thread has while it computes
+
+  int64_t block_size() const {
+    int64_t block = kMostLatents;
+    while (block > 48 && block * (tile.d + 1) * int64_t(sizeof(typename Tile::Latent)) > kBlockBytes) block /= 2;
+    return block;
+  }
   void block(int64_t first, int64_t count, int64_t end, float* out, int64_t out_stride) const {
     for (int64_t t = 0; t < n; t += Tile::tokens) {
       const int64_t left = n - t < Tile::tokens ? n - t : Tile::tokens;

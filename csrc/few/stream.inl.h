@@ -1,14 +1,12 @@
 // A few tokens against all latents: each thread takes one run of latents, computes the scores of a block of them and hands
 // those on while they are in cache. Nothing is as large as a row of scores.
 #pragma once
-#include "few/dots.inl.h"
+#include "few/tiles.inl.h"
 #include "screen/candidates.inl.h"
 
 namespace {
 namespace few {
 
-constexpr int64_t kMostLatents = 192;     // of a block: so many make up tiles and vectors alike
-constexpr int64_t kBlockBytes = 1 << 19;  // of W that tokens go over again, where there are more than a tile's
 constexpr int64_t kThreadWork = 1 << 17;  // products worth waking another thread for
 constexpr int64_t kOutStride = kMostLatents + 16;
 
@@ -82,14 +80,13 @@ struct ScreenedTokens {
 
 // body(thread, first, count, scores) for block after block of each thread's latents, ascending; scores of token t begin at
 // scores + t * kOutStride. A body that returns false ends its thread's share.
-template <class Tile, class Body>
-inline bool each_block(const Scores<Tile>& scores, int64_t m, int workers, const Body& body) {
-  const int64_t row_bytes = (scores.tile.d + 1) * int64_t(sizeof(typename Tile::Latent));
-  int64_t block = kMostLatents;
-  while (block > 48 && block * row_bytes > kBlockBytes) block /= 2;
+template <class S, class Body>
+inline bool each_block(const S& scores, int64_t m, int workers, const Body& body) {
+  const int64_t block = scores.block_size();
   const Scratch<float> room(workers * scores.n * kOutStride);
   if (!room.data) return false;
   parallel(workers, [&](int thread, int threads) {
+    [[maybe_unused]] const typename S::Thread here{};
     float* out = room.data + thread * scores.n * kOutStride;
     const int64_t share = (m + threads - 1) / threads, begin = thread * share;
     const int64_t end = begin + share < m ? begin + share : m;
@@ -123,26 +120,37 @@ inline bool each_exact_block(const Problem<T>& p, const Body& body) {
 // The same with screening scores: body(thread, first, count, around), around(t, body) a row's Around.
 template <class T, class Body>
 inline bool each_screened_block(const Problem<T>& p, const sk_rounded& copy, const Body& body) {
-  const auto with = [&](auto tile) {
-    typedef decltype(tile) Tile;
-    const ScreenedTokens<T, typename Tile::Token> tokens(p.x);
-    if (!tokens.rows.data || !tokens.slack.data) return false;
-    const Scores<Tile> scores{tile, tokens.rows.data, p.x.rows, tokens.stride, static_cast<const bf16*>(copy.rows), p.x.cols};
+  const auto with = [&](const auto& scores, const screen::Slack* slack) {
     return each_block(scores, p.W.rows, p.workers, [&](int thread, int64_t first, int64_t count, const float* out) {
       float room[kMostLatents];
       const float* bias = p.biases(first, count, room);
       const auto around = [&](int64_t t, const auto& use) {
         const float *z = out + t * kOutStride, *norm = copy.norms + first, *dropped = copy.dropped + first;
-        if (bias) return use(screen::Around<true, float>{z, norm, dropped, bias, tokens.slack[t]});
-        return use(screen::Around<false, float>{z, norm, dropped, bias, tokens.slack[t]});
+        if (bias) return use(screen::Around<true, float>{z, norm, dropped, bias, slack[t]});
+        return use(screen::Around<false, float>{z, norm, dropped, bias, slack[t]});
       };
       return body(thread, first, count, around);
     });
   };
-#if SK_BF16_DOTS
-  if (copy.dots && sk_fast_bf16_dots()) return with(DotTile{p.x.cols});
+  const auto by = [&](auto tile) {
+    typedef decltype(tile) Tile;
+    const ScreenedTokens<T, typename Tile::Token> tokens(p.x);
+    if (!tokens.rows.data || !tokens.slack.data) return false;
+    return with(Scores<Tile>{tile, tokens.rows.data, p.x.rows, tokens.stride, static_cast<const bf16*>(copy.rows), p.x.cols},
+                tokens.slack.data);
+  };
+#if SK_TILES
+  if (copy.dots && p.x.rows >= kTiledTokens) {
+    const PackedTokens<T> tokens(p.x);
+    if (!tokens.ready()) return false;
+    return with(TiledScores{p.x.rows, p.x.cols, tokens.steps, tokens.tiles.data, static_cast<const bf16*>(copy.rows)},
+                tokens.slack.data);
+  }
 #endif
-  return with(WidenedTile{p.x.cols});
+#if SK_BF16_DOTS
+  if (copy.dots && sk_fast_bf16_dots()) return by(DotTile{p.x.cols});
+#endif
+  return by(WidenedTile{p.x.cols});
 }
 
 // Where bounds decide so little that computing everything in float32 is faster: more than expected, and than one score

@@ -8,6 +8,12 @@
 //   s + b, x . w + b and this bound added: 2^-16 |s| + 2^-22 |b|    three roundings to nearest
 //   denormals, flushed or not: 8 (d+8) 2^-126 (|x| + |w| + 4)
 //
+// The last holds for AMX too, whose TDPBF16PS takes denormals for zeros and writes none: an element below 2^-126 that is
+// taken for zero loses 2^-126 of the other side's, sqrt(d) 2^-126 (|x| + |w|) in all of a sum; each of its sums that is
+// flushed loses 2^-126: d fused ones, and two for every 32 coordinates. dot_rows, where the thread flushes, as much
+// again. Its order is within the second: 16 sums of pairs one after the other, those of both kinds added up, and that
+// to the sum so far, each rounded to nearest: no product goes through more than 16 + 1 + d/32 + 1, or d/2 + 2, of them.
+//
 // with |x_h| <= |x| + |x_l| and |w_h| <= |w| + |w_l|. Rows that are huge or not finite have NaN for a norm, and so for
 // a bound: it reaches everything. An infinite bias on other rows keeps a finite one: there s + b is exact.
 #pragma once

@@ -9,14 +9,19 @@
 // so that s (q - u) is off s i / 2^14 by s times a number that is uniform on those multiples, whatever the row is.
 // Tokens share one dither, latents another; both, and the signs, come from a counter and a fixed seed.
 #pragma once
+#include "common/tiles.h"
 #include "screen/round.inl.h"
 
 namespace {
 namespace screen {
 namespace int8 {
 
-constexpr int kAbreast = 32;    // latents that lie side by side
-constexpr int kTile = 12;     // tokens, at most
+constexpr int kAbreast = 32;  // latents that lie side by side
+#if SK_TILES
+constexpr int kTile = 32;  // tokens, at most
+#else
+constexpr int kTile = 12;
+#endif
 constexpr int kGrid = 1 << 14;
 constexpr float kLevels = 126.5f;  // with half a step of dither still within 127
 constexpr float kTiny = 0x1p-60f;
@@ -26,7 +31,22 @@ constexpr int64_t kMostColumns = 1 << 16;  // 2^31 / 127^2 would do
 inline int64_t width(int64_t d) { return d < 1 ? 16 : (d + 15) / 16 * 16; }
 
 // Tokens that lie side by side where there are n.
-inline int tile_of(int64_t n) { return n <= 1 ? 1 : n <= 2 ? 2 : n <= 4 ? 4 : n <= 8 ? 8 : kTile; }
+inline int tile_of(int64_t n) {
+  if (n <= 4) return n <= 1 ? 1 : n <= 2 ? 2 : 4;
+  if (kTile == 32) return n <= 16 ? 16 : 32;
+  return n <= 8 ? 8 : kTile;
+}
+
+// How the tokens of one tile lie: four bytes of one token, then of the next; or, for AMX, 64 of each, zeros behind the
+// row's end, so that 16 tokens are a tile register's rows. With few tokens the latter would save nothing.
+struct TokenTile {
+  int64_t tokens, size, run;  // run: bytes of a token that lie together
+  TokenTile(int64_t n, int64_t width) : tokens(tile_of(n)), run(tokens >= 16 ? 64 : 4) {
+    size = tokens * ((width + run - 1) / run * run);
+  }
+  // Byte i of a token.
+  int64_t place(int64_t token, int64_t i) const { return i / run * tokens * run + token * run + i % run; }
+};
 
 inline int64_t window(int64_t width) {
   int64_t size = 16;
@@ -230,18 +250,20 @@ sk_status int8_latents(int32_t dtype, sk_matrix a, uint8_t* packed, float* numbe
   return full ? failure(SK_NO_MEMORY) : status;
 }
 
-// packed: tokens in tiles of tile_of(n), zeros in the last one's place where there are fewer; within a tile four
-// bytes q of one token, then of the next. numbers (2, n): s, the norm. starts (n,): -128 sum q - round(q.u).
+// packed: tokens in tiles as TokenTile says, zeros in the last one's place where there are fewer. numbers (2, n): s, the
+// norm. starts (n,): -128 sum q - round(q.u).
 sk_status int8_tokens(int32_t dtype, sk_matrix a, int8_t* packed, float* numbers, int32_t* starts, int32_t threads) {
   using namespace screen::int8;
   if (a.rows < 0 || a.cols < 0 || a.cols > kMostColumns) return failure(SK_BAD_SIZE);
-  const int64_t size = width(a.cols), tile = tile_of(a.rows), tiles = (a.rows + tile - 1) / tile;
+  const int64_t size = width(a.cols);
+  const TokenTile tile(a.rows, size);
+  const int64_t count = (a.rows + tile.tokens - 1) / tile.tokens;
   const Randomness random(size);
   if (!random.usable()) return failure(SK_NO_MEMORY);
   int32_t full = 0;
   const sk_status status = for_dtype(dtype, [&](auto type) {
     using T = decltype(type);
-    parallel_runs(tiles, 4, threads, [&](int, int64_t begin, int64_t end) {
+    parallel_runs(count, 4, threads, [&](int, int64_t begin, int64_t end) {
       const Scratch<float> rotated(size);
       const Scratch<int8_t> q(size);
       if (!rotated.data || !q.data) {
@@ -249,9 +271,10 @@ sk_status int8_tokens(int32_t dtype, sk_matrix a, int8_t* packed, float* numbers
         return;
       }
       for (int64_t t = begin; t < end; ++t) {
-        int8_t* out = packed + t * tile * size;
-        for (int64_t lane = 0; lane < tile; ++lane) {
-          const int64_t r = t * tile + lane;
+        int8_t* out = packed + t * tile.size;
+        if (size % tile.run) memset(out, 0, size_t(tile.size));
+        for (int64_t lane = 0; lane < tile.tokens; ++lane) {
+          const int64_t r = t * tile.tokens + lane;
           if (r < a.rows) {
             const Step step = round_row(row_of<T>(a, r), a.cols, random, random.tokens.data, random.latents.data,
                                         rotated.data, q.data);
@@ -261,7 +284,7 @@ sk_status int8_tokens(int32_t dtype, sk_matrix a, int8_t* packed, float* numbers
           } else {
             memset(q.data, 0, size_t(size));
           }
-          for (int64_t i = 0; i < size; i += 4) memcpy(out + i * tile + 4 * lane, q.data + i, 4);
+          for (int64_t i = 0; i < size; i += 4) memcpy(out + tile.place(lane, i), q.data + i, 4);
         }
       }
     });

@@ -130,7 +130,8 @@ struct Fold {
   const float* bias;
   const uint8_t* among;
   float widths;
-  int64_t size, tile;
+  int64_t size;
+  TokenTile layout;
 
   Candidates candidates(int64_t part, int64_t r) const { return candidates_of(s, part * tokens.n + r, true); }
   void keep(int64_t part, int64_t r, const Candidates& c) const {
@@ -162,10 +163,14 @@ struct Fold {
 
   // One part's latents for some tiles. False: no memory.
   bool run(int64_t part, int64_t first_tile, int64_t last_tile) const {
+    const int64_t tile = layout.tokens;
+#if SK_TILES
+    const tiles::InUse here(tile >= 16);
+#endif
     const int64_t first_row = first_tile * tile, end_row = last_tile * tile < tokens.n ? last_tile * tile : tokens.n;
     const Scratch<Token> known(end_row - first_row);
-    const Scratch<int32_t> products(kTile * kAbreast);
-    if (!known.data || !products.data) return false;
+    const Scratch<int32_t> products(kTile * kAbreast), room(kTile * 16);
+    if (!known.data || !products.data || !room.data) return false;
     for (int64_t r = first_row; r < end_row; ++r) {
       if (latents.first == 0) s.count[part * tokens.n + r] = 0, s.bound[part * tokens.n + r] = Float32::kLeast;
       const Candidates c = candidates(part, r);
@@ -181,12 +186,13 @@ struct Fold {
         bool any = false;
         for (int i = 0; i < count; ++i) any |= mine[i].open;
         if (!any) continue;
-        int32_t starts[kTile] = {};
-        for (int i = 0; i < count; ++i) starts[i] = tokens.start[t * tile + i];
-        const int32_t* xs = static_cast<const int32_t*>(tokens.packed) + t * tile * (size / 4);
+        int32_t each[kTile] = {};
+        for (int i = 0; i < count; ++i) each[i] = tokens.start[t * tile + i];
+        const int32_t* starts = ready_starts(tile, each, room.data);
+        const char* xs = static_cast<const char*>(tokens.packed) + t * layout.size;
         for (int64_t g = b; g < end && g < b + block; ++g) {
           const uint8_t* ws = static_cast<const uint8_t*>(latents.packed) + g * kAbreast * size;
-          tile_products(int(tile), xs, ws, size / 4, starts, products.data);
+          tile_products(tile, xs, ws, size / 4, starts, products.data);
           const Group group(latents, bias, among, g * kAbreast);
           uint64_t bits[kTile];
           group.filter(count, products.data, mine, bits);
@@ -248,14 +254,15 @@ sk_status int8_topk_fold(int32_t dtype, sk_screened_topk s, int64_t parts, sk_in
       (parts > 1 && latents.first > 0))
     return failure(SK_BAD_SIZE);
   if (tokens.n == 0) return success();
-  const int64_t tile = tile_of(tokens.n), tiles = (tokens.n + tile - 1) / tile;
+  const TokenTile layout(tokens.n, width(x.cols));
+  const int64_t tiles = (tokens.n + layout.tokens - 1) / layout.tokens;
   const int64_t workers = threads < 1 ? 1 : threads;
   int64_t runs = parts >= 2 * workers ? 1 : (workers + parts - 1) / parts;
   if (runs > tiles) runs = tiles;
   int32_t full = 0;
   const sk_status status = for_dtype(dtype, [&](auto type) {
     using T = decltype(type);
-    const Fold<T> fold{s, parts, tokens, latents, x, W, bias, among, widths, width(x.cols), tile};
+    const Fold<T> fold{s, parts, tokens, latents, x, W, bias, among, widths, width(x.cols), layout};
     parallel_runs(parts * runs, 1, threads, [&](int, int64_t begin, int64_t end) {
       for (int64_t u = begin; u < end; ++u) {
         const int64_t part = u / runs, run = u % runs;

@@ -3,6 +3,9 @@
 Scores are summed in float32 as screening sums those it computes exactly: one by one, in an order that depends neither
 on threads nor on how many tokens there are. Where a copy of W in bfloat16 is kept (`_screen.kept`), it is read instead,
 and W only where the copy's bounds leave a choice: half the traffic, the same result. Without one, W is read as it is.
+
+With AMX, products with the copy are made in its tiles from 4 tokens on (csrc/few/tiles.inl.h): tested in emulation, not
+timed. There, up to 256 tokens of very many latents go this way too, once a copy is there (`copy_for_many`).
 """
 
 from __future__ import annotations
@@ -13,11 +16,15 @@ import torch
 from torch import Tensor
 
 from . import _cpu
-from ._screen.kept import contradicted, kept
+from ._screen.kept import contradicted, has, kept
 from ._screen.policy import mode
 from ._screen.rounded import Rounded
 
 MOST_TOKENS = 32
+# With AMX and a copy. Prototypes of such tiles took 377 ms at 256 tokens, d 1024, 1048576 latents, where `torch.mm` on
+# chunks took 448; with more tokens and fewer latents they gained 4 to 7 %. These tiles have not been timed.
+TILED_TOKENS, TILED_LATENTS = 256, 1 << 18
+TILED_BYTES = 24 << 20  # of candidates; beside them, tokens take 2 d bytes each, their scores 832 of each thread
 MOST_BFLOAT16 = 31  # of W in bfloat16: more are screened (`_screen.policy`) without a copy
 CANDIDATES = 1 << 20  # k of all tokens and threads: 16 to 32 bytes each
 # Below, a copy saves little: W stays in the caches, or a call is mostly overhead.
@@ -70,7 +77,7 @@ def one_top_k(x: Tensor, W: Tensor, b: Tensor | None, k: int, relu: bool, among:
     return [values, indices]
 
 
-def copy_of(W: Tensor, chosen: int) -> Rounded | None:
+def copy_of(W: Tensor, chosen: int, rows_a_look: int = ROWS_A_LOOK) -> Rounded | None:
     """The copy to screen with."""
     m, d = W.shape
     wanted = mode()
@@ -78,7 +85,19 @@ def copy_of(W: Tensor, chosen: int) -> Rounded | None:
         return None
     if wanted != "on" and (d < LEAST_D or m * d < LEAST_ELEMENTS or LATENTS_A_CHOICE * chosen > m):
         return None
-    return kept(W, ROWS_A_LOOK)
+    return kept(W, rows_a_look)
+
+
+def copy_for_many(x: Tensor, W: Tensor, chosen: int) -> Rounded | None:
+    """The copy to screen more tokens with than `takes` takes, in one call; None: other ways serve these better."""
+    n, threads = x.shape[0], torch.get_num_threads()
+    if not MOST_TOKENS < n <= TILED_TOKENS or W.shape[0] < TILED_LATENTS or _cpu.isa() != "amx":
+        return None
+    if W.stride()[1] != 1 or W.is_neg() or not has(W):
+        return None
+    if 12 * _cpu.ask("screened_topk_room", chosen) * n * threads > TILED_BYTES:
+        return None
+    return copy_of(W, chosen, 1)
 
 
 def _addresses(copy: Rounded | None) -> tuple[int, int, int, bool]:
@@ -96,13 +115,15 @@ def call(name: str, x: Tensor, W: Tensor, b: Tensor | None, copy: Rounded | None
         contradicted(W)
 
 
-def top_k(x: Tensor, W: Tensor, b: Tensor | None, k: int, relu: bool, among: Tensor | None) -> list[Tensor]:
+def top_k(
+    x: Tensor, W: Tensor, b: Tensor | None, k: int, relu: bool, among: Tensor | None, copy: Rounded | None
+) -> list[Tensor]:
     """One selection of `linear_topk`, k ≥ 1; arguments are checked."""
     n = x.shape[0]
     values, indices = torch.empty(n, k, dtype=x.dtype), torch.empty(n, k, dtype=torch.int32)
     mask = None if among is None or among.numel() == 0 else _cpu.flat(among, torch.bool, "among")
     at = 0 if mask is None else mask.data_ptr()
-    call("few_topk", x, W, b, copy_of(W, k), k, relu, at, values.data_ptr(), indices.data_ptr())
+    call("few_topk", x, W, b, copy, k, relu, at, values.data_ptr(), indices.data_ptr())
     return [values, indices]
 
 

@@ -21,7 +21,7 @@ from sae_kernels.kernels.transpose import cpu as transpose
 pytestmark = pytest.mark.skipif(not _cpu.available(), reason="the C++ extension is not built")
 
 ROOT = Path(__file__).resolve().parents[2]
-OBJECTS = sorted(path for path in ROOT.glob("build/**/isa_*.cpp.o") if not {"sanitize", "arm"} & set(path.parts))
+OBJECTS = sorted(path for path in ROOT.glob("build/**/isa_*.cpp.o") if not {"sanitize", "arm", "amx"} & set(path.parts))
 
 # Run in a process of its own: the instruction set is chosen once. Saves what the kernels compute.
 PINNED = """

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.compare import assert_same
+from support.guarded import placed
 from support.screening import HARD, Problem, exact_scores, normal
 from torch import Tensor
 
@@ -56,10 +57,10 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.fixture(params=WAYS)
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """All calls go this way."""
-    if request.param == "dots" and not (_cpu.isa() == "avx512" and _cpu.ask("fast_bf16")):
+    if request.param == "dots" and not (_cpu.isa() in ("avx512", "amx") and _cpu.ask("fast_bf16")):
         pytest.skip("no fast instructions for bfloat16 here")
 
-    def copy_of(W: Tensor, chosen: int) -> Rounded | None:
+    def copy_of(W: Tensor, chosen: int, rows_a_look: int = 1) -> Rounded | None:
         rounded = round_rows(W, Rounded.empty(*W.shape, W.dtype))
         return None if request.param == "direct" else rounded
 
@@ -109,6 +110,79 @@ def test_the_choice_is_exact(n: int, d: int, m: int, k: int) -> None:
     z = problem[0].double() @ problem[1].double().T + problem[2].double()
     values, indices = select(problem, k)
     torch.testing.assert_close(values.double(), z.gather(1, indices.long()), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("d", [1, 31, 32, 33, 63, 65, 100])
+def test_odd_sizes(d: int, way: str, told: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens and latents in and around whole tiles of either kind, and more than one of tokens."""
+    monkeypatch.setattr(_few, "MOST_TOKENS", 100)
+    for n, m in zip((*range(1, 34), 64, 100), (1, 15, 16, 17, 31, 33, 47, 63, 65, 192, 193, 385) * 3, strict=False):
+        problem = normal(n, d, m)
+        expect(problem, min(m, 9))
+        assert told[-1] == (0 if way == "direct" else SCREENED)
+        above(problem, torch.tensor(0.7))
+        assert not told[-1] & CONTRADICTED
+
+
+@pytest.mark.parametrize("kind", HARD)
+def test_hard_numbers_of_many_tokens(kind: str, way: str, told: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_few, "MOST_TOKENS", 100)
+    problem = HARD[kind](*normal(37, 65, 999))
+    expect(problem, 11)
+    assert not any(each & CONTRADICTED for each in told)
+    assert any(told) == (way != "direct")
+
+
+@pytest.mark.parametrize("at_end", [True, False], ids=["behind", "before"])
+def test_nothing_beside_a_copy_is_read(
+    at_end: bool, way: str, told: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lies beside a page that nothing may touch."""
+    whole = _few.copy_of
+
+    def alone(W: Tensor, chosen: int, rows_a_look: int = 1) -> Rounded | None:
+        copy = whole(W, chosen)
+        return copy and Rounded(*(placed(each, each.stride(), 0, 0, at_end) for each in copy))
+
+    monkeypatch.setattr(_few, "copy_of", alone)
+    for n, d, m in ((5, 33, 100), (9, 64, 65), (17, 1, 7), (20, 100, 32), (32, 31, 95), (32, 96, 192)):
+        expect(normal(n, d, m), min(m, 9))
+    assert not any(each & CONTRADICTED for each in told)
+
+
+def test_with_tiles_more_tokens_of_many_latents_go_the_same_way(
+    monkeypatch: pytest.MonkeyPatch, told: list[int], threads: Callable
+) -> None:
+    monkeypatch.setattr(_few, "TILED_LATENTS", 1200)
+    problem = normal(40, 65, 1203)
+    ordinary = [select(problem, 9) for _ in range(3)][-1]  # by now there is a copy
+    assert kept.counts == {"made": 1, "used": 1, "stale": 0}
+    many = _cpu.isa() == "amx"
+    assert len(told) == many
+    monkeypatch.setattr(_cpu, "isa", lambda: "amx")
+    found = select(problem, 9)
+    assert told[-1] == SCREENED
+    assert len(told) == many + 1
+    assert all(torch.equal(one, two) for one, two in zip(found, ordinary, strict=True))
+    x, W, _ = problem
+    assert _few.copy_for_many(x, W, 9) is not None
+    assert _few.copy_for_many(x[:32], W, 9) is None
+    assert _few.copy_for_many(x.repeat(7, 1), W, 9) is None
+    assert _few.copy_for_many(x, W[:1203], 9) is not None
+    assert _few.copy_for_many(x, W[:1199], 9) is None
+    assert _few.copy_for_many(x, W[:1201], 9) is None  # no copy
+    assert _few.copy_for_many(x, W.bfloat16(), 9) is None
+    monkeypatch.setattr(_few, "TILED_BYTES", 12 * _cpu.ask("screened_topk_room", 9) * 40)
+    with threads(1):
+        assert _few.copy_for_many(x, W, 9) is not None
+    with threads(2):
+        assert _few.copy_for_many(x, W, 9) is None
+    with threads(1):
+        W.mul_(2)
+        assert _few.copy_for_many(x, W, 9) is None  # of others by now
+    monkeypatch.setattr(_cpu, "isa", lambda: "avx512")
+    expect((x, W, problem[2]), 9)
+    assert _few.copy_for_many(x, W, 9) is None
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:])

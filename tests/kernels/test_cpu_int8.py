@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from support.compare import assert_same
+from support.guarded import placed
 from support.screening import HARD, Problem, exact_scores, normal
 from torch import Tensor
 
@@ -73,6 +74,39 @@ def select(problem: Problem, k: int, among: Tensor | None = None) -> list[Tensor
 def test_the_choice_is_exact(source: str, n: int, d: int, m: int, k: int) -> None:
     problem = normal(n, d, m)
     expect(problem, k, select(problem, k))
+
+
+@pytest.mark.parametrize("d", [1, 31, 32, 33, 63, 65, 100, 128])
+def test_odd_sizes(source: str, d: int) -> None:
+    """Tokens, latents and coordinates in and around whole tiles of either kind, and more than one of tokens."""
+    for n, m in zip((*range(1, 34), 64, 100), (1, 15, 16, 17, 31, 33, 47, 63, 65, 192, 193, 385) * 3, strict=False):
+        problem = normal(n, d, m)
+        expect(problem, min(m, 7), select(problem, min(m, 7)))
+
+
+@pytest.mark.parametrize("at_end", [True, False], ids=["behind", "before"])
+def test_nothing_beside_a_copy_is_read(at_end: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It lies beside a page that nothing may touch."""
+
+    def alone(W: Tensor, tokens: int) -> int8.Latents:
+        copy = int8.Latents.empty(*W.shape).of(W)
+        return int8.Latents(*(placed(each, each.stride(), 0, 0, at_end) for each in copy))
+
+    monkeypatch.setattr(cpu_int8, "kept", alone)
+    for n, d, m in ((1, 16, 32), (3, 100, 33), (5, 33, 100), (9, 64, 65), (17, 1, 7), (20, 112, 32), (40, 31, 95)):
+        problem = normal(n, d, m)
+        expect(problem, min(m, 9), select(problem, min(m, 9)))
+
+
+@pytest.mark.parametrize("n", [1, 3, 5, 12, 16, 17, 32, 33, 40])
+@pytest.mark.parametrize("d", [1, 16, 17, 50, 64, 100, 190])
+def test_integer_products_are_what_they_are(n: int, d: int) -> None:
+    """Bounds of scores are made of integers and of numbers of one side alone: any instruction set has the same bits."""
+    x, W = torch.randn(n, d), torch.randn(70, d)
+    low, high, _ = _intervals(x, W)
+    each = [_intervals(x[t : t + 1], W)[:2] for t in range(n)]  # one token: no tiles
+    assert torch.equal(low, torch.cat([bounds[0] for bounds in each]))
+    assert torch.equal(high, torch.cat([bounds[1] for bounds in each]))
 
 
 @pytest.mark.parametrize("kind", HARD)

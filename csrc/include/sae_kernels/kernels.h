@@ -233,7 +233,8 @@ typedef struct sk_kernels {
   int64_t (*int8_width)(int64_t d);
   /* packed (latents in whole groups of 32, width) and numbers (4, latents in whole groups) of a's rows */
   sk_status (*int8_latents)(int32_t dtype, sk_matrix a, uint8_t *packed, float *numbers, int32_t threads);
-  /* packed (a.rows rounded up to a multiple of 12, width), numbers (2, a.rows) and starts (a.rows,) */
+  /* packed (a.rows + 31, width rounded up to a multiple of 64) bytes, numbers (2, a.rows) and starts (a.rows,); how rows lie
+   * in `packed` is this table's own affair */
   sk_status (*int8_tokens)(int32_t dtype, sk_matrix a, int8_t *packed, float *numbers, int32_t *starts, int32_t threads);
   /* state.n = parts * x.rows; several parts: all latents in one call. widths: how many standard deviations count. A row that
    * its bounds do not settle gets a negative count */

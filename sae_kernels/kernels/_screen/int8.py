@@ -148,7 +148,8 @@ class Tokens(NamedTuple):
     def of(x: Tensor) -> Tokens:
         """From rows in one piece."""
         n, d = x.shape
-        packed = torch.empty(-(-n // 12) * 12 * _cpu.ask("int8_width", d), dtype=torch.int8)
+        run = -(-_cpu.ask("int8_width", d) // 64) * 64
+        packed = torch.empty((n + 31) * run, dtype=torch.int8)  # as they lie on any instruction set: kernels.h
         made = Tokens(packed, torch.empty(2, n), torch.empty(n, dtype=torch.int32))
         _cpu.call("int8_tokens", _cpu.dtype_code(x), *_cpu.pointers(x), *(each.data_ptr() for each in made))
         return made

@@ -84,8 +84,11 @@ def certain(
             check(x, W, b, k)
         else:
             check(x, W, b, k, among=mask)
-    if len(ks) == len(relus) == 1 and ks[0] > 0 and _few.takes(x, W, ks[0]):
-        return _few.top_k(x, W, b, ks[0], relus[0], among[0])
+    if len(ks) == len(relus) == 1 and ks[0] > 0:
+        few = _few.takes(x, W, ks[0])
+        copy = _few.copy_of(W, ks[0]) if few else _few.copy_for_many(x, W, ks[0])
+        if few or copy is not None:
+            return _few.top_k(x, W, b, ks[0], relus[0], among[0], copy)
     if min(ks, default=0) < 1 or not screens(x, W, ks):
         return _unscreened(x, W, b, ks, relus, among)
     out, done = screened.run(x, W, b, ks, relus, among)

@@ -1,5 +1,5 @@
-"""`make arm`: a pytest plugin that puts kernels built for another machine, and run by an emulator, in place of
-`sae_kernels._cpu`.
+"""`make arm` and `make amx`: a pytest plugin that puts kernels built for another machine, and run by an emulator, in
+place of `sae_kernels._cpu`.
 
 Python and torch stay on this machine. Each call of the extension goes to server.cpp, built for the other machine, with
 the bytes of every tensor it points to, and the bytes that come back are written over them. SAE_KERNELS_EMULATED is the

@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "nanobind/nanobind.h"
+#include "tiles.h"
 
 void bind_module(nanobind::module_& m);
 
@@ -74,6 +75,14 @@ void answer(const nanobind::object& result, const std::vector<Block>& blocks) {
 int main() {
   nanobind::module_ module;
   bind_module(module);
+#if SK_EMULATE_TILES
+  tiles::emulate();
+  module.functions["tile_counts"] = [](const nanobind::Arguments&) { return nanobind::object{tiles::counts(), {}}; };
+#endif
+#if SK_TRY_TILES
+  module.def("try_product", &try_product);
+  module.def("try_states", &try_states);
+#endif
   for (;;) {
     std::string name(take<uint64_t>(), ' ');
     for (char& letter : name) letter = take<char>();

@@ -43,6 +43,10 @@ struct Taken<double> {
   static double from(const Argument& a) { return a.real; }
 };
 template <>
+struct Taken<float> {
+  static float from(const Argument& a) { return static_cast<float>(a.real); }
+};
+template <>
 struct Taken<const std::vector<int64_t>&> {
   static const std::vector<int64_t>& from(const Argument& a) { return a.list; }
 };
