@@ -79,7 +79,13 @@ def in_chunks(
 
 
 def _run(elementwise: Elementwise, x: Tensor, W_enc: Tensor, b: Tensor, vectors: Sequence[Tensor]) -> Any:
-    return elementwise(torch.mm(x, W_enc).add_(b), *(vector.to(x.dtype) for vector in vectors))
+    z = _pre_acts(x, W_enc, b)
+    return elementwise(z, *(vector.to(z.dtype) for vector in vectors))
+
+
+def _pre_acts(x: Tensor, W_enc: Tensor, b: Tensor) -> Tensor:
+    """As the host has them: inside autocast of b's dtype."""
+    return torch.mm(x, W_enc).to(torch.promote_types(x.dtype, b.dtype)).add_(b)
 
 
 def _chunks(n: int, d_sae: int) -> Iterator[slice]:
@@ -139,8 +145,8 @@ class _InChunks(torch.autograd.Function):
         with torch.autocast(x.device.type, enabled=False):
             for part in _chunks(len(x), W_enc.shape[1]):
                 W = W_enc[:, part]
-                inputs = [torch.mm(x, W).add_(b[part]), *(vector[part].to(x.dtype) for vector in vectors)]
-                inputs = [each.detach().requires_grad_() for each in inputs]
+                z = _pre_acts(x, W, b[part])
+                inputs = [each.detach().requires_grad_() for each in (z, *(v[part].to(z.dtype) for v in vectors))]
                 with torch.enable_grad():
                     acts, terms = ctx.elementwise(*inputs)
                 outs, up = [], []
@@ -152,7 +158,7 @@ class _InChunks(torch.autograd.Function):
                         dW_dec[part] = product if i == 0 else dW_dec[part] + product
                     if act.requires_grad:
                         outs.append(act)
-                        up.append(torch.mm(dy, W_dec[part].mT))
+                        up.append(torch.mm(dy, W_dec[part].mT).to(act.dtype))
                 for term, d in zip(terms, d_terms, strict=True):
                     if term.requires_grad:
                         outs.append(term)
@@ -163,6 +169,7 @@ class _InChunks(torch.autograd.Function):
                         total[part] = grad
                 if db is not None:
                     db[part] = dz.sum(0)
+                dz = dz.to(x.dtype)
                 if dW_enc is not None:
                     dW_enc[:, part] = torch.mm(x.mT, dz)
                 if dx is not None:
