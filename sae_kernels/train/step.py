@@ -32,8 +32,8 @@ def take_step(run: Run, x: Tensor, target: Tensor) -> tuple[list[Loss], Tensor]:
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if not torch.isfinite(norm):
         raise TrainingError(f"the norm of the gradients is {float(norm):g}{_bad_values(x, target)}")
-    if training.grad_clip is not None:
-        torch.nn.utils.clip_grads_with_norm_(parameters, training.grad_clip, norm)
+    if training.largest_grad_norm is not None:
+        torch.nn.utils.clip_grads_with_norm_(parameters, training.largest_grad_norm, norm)
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate(run)
     run.optimizer.step()
