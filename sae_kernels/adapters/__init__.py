@@ -1,6 +1,6 @@
 """Where activations come from: models read at hook points, and tensors on disk."""
 
-from .base import ActivationBatch, ActivationSource, LanguageModel, LanguageSource
+from .base import ActivationBatch, ActivationSource, LanguageModel, LanguageSource, ReadsAhead
 from .hook_points import HookPoint, capture, intervene
 from .huggingface import HuggingFaceModel
 from .tensors import TensorActivations, write_shard
@@ -17,6 +17,7 @@ __all__ = [
     "LanguageModel",
     "LanguageSource",
     "ModuleActivations",
+    "ReadsAhead",
     "TensorActivations",
     "TextActivations",
     "capture",

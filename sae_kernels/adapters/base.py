@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -133,6 +133,19 @@ class LanguageModel(Protocol):
 
     def d_of(self, point: str) -> int:
         """How many features a hook point has."""
+        ...
+
+
+@runtime_checkable
+class ReadsAhead(Protocol):
+    """A language model that can be read before it is steered: what codes of several layers need, whose first layer is
+    written to before the last one is passed."""
+
+    def read_ahead(
+        self, points: Iterable[str], take: Callable[[dict[str, Tensor]], None]
+    ) -> AbstractContextManager[None]:
+        """Within the block, every forward pass comes after one on the same tokens without what is entered in the block;
+        `take` gets what passed each point in that one, (sequences, tokens, d)."""
         ...
 
 

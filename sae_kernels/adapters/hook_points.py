@@ -8,8 +8,10 @@ first tensor input, in the order of `forward`'s parameters. `:in` and `:out` alo
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +84,31 @@ def as_given(name: str, points: str | Sequence[str]) -> Points:
     """A hook point as it is, several as a tuple, checked by `listed`: how a source keeps what it was asked for."""
     found = listed(name, points)
     return points if isinstance(points, str) else found
+
+
+_numbers = itertools.count()
+_hidden: ContextVar[range] = ContextVar("hook_points_hidden", default=range(0))
+
+
+@contextmanager
+def hide_since(number: int) -> Generator[None]:
+    """Within the block, what was entered from `number` (of `mark`) up to now, `capture` and `intervene`, does nothing;
+    what is entered in it does."""
+    token = _hidden.set(range(number, next(_numbers)))
+    try:
+        yield
+    finally:
+        _hidden.reset(token)
+
+
+def mark() -> int:
+    """A number for `hide_since`: of now."""
+    return next(_numbers)
+
+
+def is_hidden(number: int) -> bool:
+    """Whether what was entered at that `mark` is to do nothing."""
+    return number in _hidden.get()
 
 
 class _Stop(BaseException):
@@ -163,7 +190,8 @@ def intervene(model: nn.Module, replace: Mapping[str, Replace]) -> Generator[Non
     with ExitStack() as handles:
         for point, function in functions:
             _watch(handles, model, point, lambda p, a, f=function: change(p, a, f))
-        root = model.register_forward_hook(lambda *_: completed.append(None))
+        number = mark()
+        root = model.register_forward_hook(lambda *_: None if is_hidden(number) else completed.append(None))
         handles.callback(root.remove)
         yield
     missed = sorted({str(point) for point, _ in functions if point not in reached})
@@ -175,11 +203,13 @@ def _watch(
     handles: ExitStack, model: nn.Module, point: HookPoint, look: Callable[[HookPoint, Tensor], Tensor | None]
 ) -> None:
     """Call `look(point, activation)` whenever the point is passed; a tensor it returns is passed on."""
-    module = point.resolve(model)
+    module, number = point.resolve(model), mark()
     if point.side == "in":
         order = list(inspect.signature(module.forward).parameters)
 
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if is_hidden(number):
+                return None
             slot = slots.first_input(args, kwargs, order)
             if slot is None:
                 raise AdapterError(f"hook point '{point}': called without a tensor")
@@ -190,6 +220,8 @@ def _watch(
     else:
 
         def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+            if is_hidden(number):
+                return None
             slot = slots.first_output(output)
             if slot is None:
                 raise AdapterError(f"hook point '{point}': returned {type(output).__name__} without a tensor in it")

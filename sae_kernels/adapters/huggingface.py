@@ -15,6 +15,7 @@ from ..errors import AdapterError, ArgumentError, describe
 from . import hook_points
 from ._checks import need, one_of, positive
 from .hook_points import Replace
+from .read_ahead import Take, read_ahead
 
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -95,6 +96,10 @@ class HuggingFaceModel:
     def intervene(self, replace: Mapping[str, Replace]) -> AbstractContextManager[None]:
         """See `hook_points.intervene`. While generating, the prompt comes first, then one token at a time."""
         return hook_points.intervene(self.module, replace)
+
+    def read_ahead(self, points: Iterable[str], take: Take) -> AbstractContextManager[None]:
+        """See `read_ahead.read_ahead`. While generating, the passes ahead keep a cache of their own."""
+        return read_ahead(self.module, list(points), take)
 
     @torch.no_grad()
     def generate(self, prompt: str, n_tokens: int, *, seed: int = 0, temperature: float = 1.0) -> str:

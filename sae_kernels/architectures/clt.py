@@ -86,7 +86,7 @@ class CrossLayerTranscoder(ByTokens, Penalised):
 
     At the start: rows of W_enc are unit vectors in random directions, and b_enc such that pre-acts are E^l (x^l − x̄^l);
     decoders are 0 and b_dec is the target's mean, so that training starts from the mean as its prediction. (With
-    `b_dec_init`, the geometric median or 0 in the place of both means.) Steering and resampling are not defined for it.
+    `b_dec_init`, the geometric median or 0 in the place of both means.) Resampling is not defined for it.
 
     Source: Ameisen et al., Circuit Tracing: Revealing Computational Graphs in Language Models (Transformer Circuits,
     2025); straight-through estimates arXiv 2407.14435.
@@ -128,9 +128,14 @@ class CrossLayerTranscoder(ByTokens, Penalised):
         per_layer = self.d_sae // self.n_layers
         return slice(layer * per_layer, (layer + 1) * per_layer)
 
+    def layer_of(self, latent: int) -> int:
+        """The layer that a latent reads."""
+        return latent // (self.d_sae // self.n_layers)
+
     def decoder(self, latent: int, layer: int) -> Tensor:
         """D_i^{m→l}, (d_out / L,): what the latent, of layer m, writes to a layer; 0 to those before its own."""
-        own, row = divmod(latent, self.d_sae // self.n_layers)
+        own = self.layer_of(latent)
+        row = latent - self.latents(own).start
         width = self.d_out // self.n_layers
         if layer < own:
             return self.b_dec.new_zeros(width)
@@ -155,12 +160,21 @@ class CrossLayerTranscoder(ByTokens, Penalised):
         x, theta = self.check_input(x), self.theta
         return merged([self._encode(x, layer, theta) for layer in range(self.n_layers)], tuple(x.shape[:-1]))
 
+    def encode_layer(self, x: Tensor, layer: int) -> SparseCodes:
+        """A layer's input (…, d_in / L) → codes over its latents alone."""
+        return self._encode_layer(x, layer, self.theta)
+
+    def decode_layer(self, codes: SparseCodes, layer: int) -> Tensor:
+        """Codes over a layer's latents → (…, (L − layer) · d_out / L): what they write to that layer and to those
+        behind it, without b_dec."""
+        return decode(codes, self.W_dec_from[layer])
+
     def decode(self, codes: SparseCodes) -> Tensor:
         """codes → (…, d_out): each layer's latents to that layer and those behind it, plus b_dec."""
         parts = split(codes, self.n_layers)
         y = self._started(codes.n_rows)
         for layer, part in enumerate(parts):
-            y = self._add(y, decode(part, self.W_dec_from[layer]), layer)
+            y = self._add(y, self.decode_layer(part, layer), layer)
         return y.to(codes.values.dtype).reshape(*codes.lead_shape, self.d_out)
 
     def reconstruct(self, codes: SparseCodes, x: Tensor) -> Tensor:
@@ -297,8 +311,7 @@ class CLTStream:
         coder = self._coder
         if self._y is None:
             self._y = coder._started(len(x))
-        codes = coder._encode_layer(x, layer, coder.theta)
-        coder._add(self._y, decode(codes, coder.W_dec_from[layer]), layer)
+        coder._add(self._y, coder.decode_layer(coder.encode_layer(x, layer), layer), layer)
         if coder.W_skip is not None:
             self._y.chunk(coder.n_layers, dim=1)[layer].add_(x @ coder.W_skip[layer].mT)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any, Protocol, TypeGuard
 
 import torch
 from torch import Tensor
@@ -16,6 +17,28 @@ from ..ops import decode
 from .edits import Edit
 
 
+class Layered(Protocol):
+    """A coder each of whose latents reads one layer, and writes to it and those behind it: `clt`."""
+
+    n_layers: int
+
+    def layer_of(self, latent: int) -> int:
+        """The layer a latent reads."""
+        ...
+
+    def latents(self, layer: int) -> slice:
+        """The latents that read a layer."""
+        ...
+
+    def encode_layer(self, x: Tensor, layer: int) -> SparseCodes:
+        """(tokens, d_in / n_layers) → codes over these."""
+        ...
+
+    def decode_layer(self, codes: SparseCodes, layer: int) -> Tensor:
+        """Such codes → what they write to that layer and to those behind it, side by side."""
+        ...
+
+
 def reconstruction_delta(coder: SparseCoder, x: Tensor, edits: Sequence[Edit]) -> tuple[Tensor, Tensor]:
     """ŷ(edited codes of x) − ŷ(codes of x), and which tokens the edits change at all.
 
@@ -26,9 +49,9 @@ def reconstruction_delta(coder: SparseCoder, x: Tensor, edits: Sequence[Edit]) -
         x: (tokens, d_in) in the coder's dtype
         → (tokens, d_out) in that dtype, (tokens,) bool
     """
-    latents = torch.tensor(sorted({edit.latent for edit in edits}), dtype=torch.int32, device=x.device)
-    linear = _is_linear(coder)
-    codes = coder.encode(x) if any(edit.reads for edit in edits) or not linear else None
+    latents = edited_latents(edits, x)
+    linear = is_linear(coder)
+    codes = coder.encode(x) if reads(edits) or not linear else None
     before = x.new_zeros(len(x), len(latents)) if codes is None else activations_of(codes, latents)
     after = _applied(before, latents, edits)
     changed = (after != before).any(1)
@@ -38,6 +61,33 @@ def reconstruction_delta(coder: SparseCoder, x: Tensor, edits: Sequence[Edit]) -
     assert codes is not None
     edited = with_latents(codes, latents, SparseCodes(after, indices, coder.d_sae))
     return coder.reconstruct(edited, x) - coder.reconstruct(codes, x), changed
+
+
+def layer_delta(coder: Layered, layer: int, x: Tensor, edits: Sequence[Edit]) -> tuple[Tensor, Tensor]:
+    """What edits of latents of one layer add to what these write, to that layer and to those behind it; and which
+    tokens they change.
+
+    Shapes:
+        x: (tokens, d_in / n_layers), what that layer reads
+        → (tokens, Σ of the layers' widths), (tokens,) bool
+    """
+    latents, first = edited_latents(edits, x), coder.latents(layer).start
+    own = latents - first
+    before = activations_of(coder.encode_layer(x, layer), own) if reads(edits) else x.new_zeros(len(x), len(own))
+    after = _applied(before, latents, edits)
+    size = coder.latents(layer).stop - first
+    codes = SparseCodes(after - before, own.expand(len(x), -1).contiguous(), size)
+    return coder.decode_layer(codes, layer), (after != before).any(1)
+
+
+def edited_latents(edits: Sequence[Edit], x: Tensor) -> Tensor:
+    """Which, each once, ascending: int32, where x is."""
+    return torch.tensor(sorted({edit.latent for edit in edits}), dtype=torch.int32, device=x.device)
+
+
+def reads(edits: Sequence[Edit]) -> bool:
+    """Whether what they change depends on activations."""
+    return any(edit.reads for edit in edits)
 
 
 def activations_of(codes: SparseCodes, latents: Tensor) -> Tensor:
@@ -86,7 +136,12 @@ def _applied(before: Tensor, latents: Tensor, edits: Sequence[Edit]) -> Tensor:
     return after
 
 
-def _is_linear(coder: SparseCoder) -> bool:
+def is_layered(coder: Any) -> TypeGuard[Layered]:
+    """By its class: a coder that hands on what one inside of it has (`token_norm`) is not."""
+    return all(hasattr(type(coder), name) for name in ("layer_of", "latents", "encode_layer", "decode_layer"))
+
+
+def is_linear(coder: SparseCoder) -> bool:
     """Whether a change of codes adds Δf W_dec: true of these methods; of a stranger's, who knows."""
     cls = type(coder)
     known = (SparseCoder.reconstruct, Transcoder.reconstruct)  # the skip cancels
