@@ -46,7 +46,7 @@ def evaluate_run(
         Otherwise as `evaluate`.
     """
     path = Path(directory)
-    table = _activations_table(path)
+    table = activations_table(path)
     coder = load(path / CODER)
     source, data = open_heldout(table)
     results = evaluate(
@@ -102,7 +102,13 @@ def _origin(path: Any) -> dict[str, Any] | None:
     return table if "split" in inspect.signature(opens).parameters else None
 
 
-def _activations_table(path: Path) -> dict[str, Any]:
+def activations_table(path: Path) -> dict[str, Any]:
+    """The `[activations]` table of a finished run.
+
+    Raises:
+        ArgumentError: the directory is not a training run's.
+        FormatError: its configuration is damaged.
+    """
     if not (path / CONFIG).is_file():
         raise ArgumentError(f"{path}: no {CONFIG}, expected a directory that `sae-kernels train` wrote")
     if not (path / CODER).exists():
