@@ -8,6 +8,7 @@ they can: on the way through it, a call spends longer than a small op takes.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -314,6 +315,18 @@ def _recorded(op: Op) -> type[torch.autograd.Function]:
     return type(op.name, (torch.autograd.Function,), functions)
 
 
+def _hide_from_compiler(function: Callable[..., Any]) -> None:
+    """Let `torch.compile` trace nothing of what runs inside. Where a graph breaks at an op, as at one whose output has
+    as many slots as there are active latents, the op is called from a resumed frame, and its Python would be traced.
+
+    As `torch.compiler.disable`, which imports all of the compiler for it."""
+    with contextlib.suppress(ImportError, AttributeError):
+        from torch._C._dynamo import eval_frame
+
+        skip = eval_frame._FrameAction.SKIP
+        eval_frame.set_code_exec_strategy(function.__code__, eval_frame._FrameExecStrategy(skip, skip))
+
+
 @dataclass(frozen=True)
 class Op:
     """A torch op of this package: its schema, its shapes under tracing, its gradient.
@@ -363,6 +376,7 @@ class Op:
             with torch.autocast(device, enabled=False):  # the public ops have cast; kernels accumulate in float32
                 return run(*args)
 
+        _hide_from_compiler(dispatch)
         qualname = f"sae_kernels::{self.name}"
         _LIBRARY.define(f"{self.name}{self.schema}", tags=(torch.Tag.pt2_compliant_tag,))
         _LIBRARY.impl(self.name, dispatch, "CompositeExplicitAutograd")
