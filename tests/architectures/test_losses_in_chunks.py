@@ -13,6 +13,7 @@ import sae_kernels as sk
 from bench import cases
 from sae_kernels.architectures import _by_tokens
 from sae_kernels.architectures._later_codes import LaterCodes
+from sae_kernels.kernels import _pre_acts
 
 N, D, M = 33, 8, 40
 MORE: dict[str, Callable[[sk.Loss], Tensor]] = {
@@ -48,14 +49,14 @@ def test_gradients_through_more_than_the_total(kind: str, more: str, full: bool)
 
 
 def test_no_matrix_of_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However small it would be, GEMMs take an eighth of the tokens at most."""
+    """GEMMs take an eighth of the tokens at most, or a scratch that the kernels would take, too."""
     monkeypatch.setattr(_by_tokens, "_gemms_pay", lambda *_: True)
     sae = sk.create("relu", d_in=D, d_sae=4096, sparsity_coefficient=0.1, seed=0)
-    for n in (17, 1000):
+    for n in (17, 2000, 20_000):
         plan = _by_tokens._plan(sae, cases.normal(n, D))
         assert plan is not None
         assert plan.full
-        assert plan.rows <= max(1, n // 8)
+        assert plan.rows * sae.d_sae <= max(_pre_acts.SCORES, n * sae.d_sae // 8)
 
 
 def test_codes_asked_for_after_a_step_say_so() -> None:
