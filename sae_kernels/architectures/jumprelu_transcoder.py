@@ -20,12 +20,15 @@ from .transcoder import Transcoder
 
 @dataclass(frozen=True)
 class JumpReLUTranscoderConfig(JumpReLUConfig):
-    """As `JumpReLUConfig`; `d_target` is the width of the target (None: d_in), `skip` adds W_skip x."""
+    """As `JumpReLUConfig`, but for `normalize_decoder`, which is false unless it is asked for; `d_target` is the width of
+    the target (None: d_in), `skip` adds W_skip x."""
 
     d_target: int | None = field(default=None, kw_only=True)
     skip: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
+        if self.normalize_decoder is None:
+            object.__setattr__(self, "normalize_decoder", False)  # once, before anybody has seen it
         super().__post_init__()
         self.require_bool("skip")
         if self.d_target is not None:
@@ -45,8 +48,11 @@ class JumpReLUTranscoder(JumpReLUCoder):
     loss, gradients, thresholds and their unit: as `JumpReLUCoder`, with the target y in the place of x where it is
     reconstructed; `input_rms` is that of x − x̄, x̄ being what `b_dec_init` says, of the inputs.
 
-    At the start: rows of norm 1/2 in random directions in W_enc and, others, of norm 1 in W_dec ("tanh": 0.1 in both);
-    b_dec as `b_dec_init` says, of the targets; b_enc such that pre-acts are W_enc (x − x̄); W_skip 0.
+    At the start: rows of norm 1/2 in random directions in W_enc, W_dec 0, as in `Transcoder` ("tanh": 0.1 in W_enc and,
+    in other directions, in W_dec; with `normalize_decoder` 1 in W_dec); b_dec as `b_dec_init` says, of the targets;
+    b_enc such that pre-acts are W_enc (x − x̄); W_skip 0. Decoder rows that began in directions of their own would say
+    something about the target from the start, all of it wrong: most latents then fall silent before they are of use,
+    and short runs end at a fifth of the L0 (bench/QUALITY.md).
 
     Source: Gemma Scope 2's transcoders; transcoders arXiv 2406.11944, skips arXiv 2501.18823, JumpReLU arXiv
     2407.14435.
@@ -60,7 +66,8 @@ class JumpReLUTranscoder(JumpReLUCoder):
         super().__init__(config)
         d_out = self.config.d_out
         rows = unit_rows(torch.randn(config.d_sae, d_out))
-        self.W_dec = nn.Parameter(0.1 * rows if config.sparsity_loss == "tanh" else rows)
+        norm = 0.1 if config.sparsity_loss == "tanh" else float(self.config.normalize_decoder)
+        self.W_dec = nn.Parameter(norm * rows)
         self.b_dec = nn.Parameter(torch.zeros(d_out))
         self.W_skip = nn.Parameter(torch.zeros(d_out, config.d_in)) if config.skip else None
 
