@@ -20,8 +20,8 @@ from .transcoder import Transcoder
 
 @dataclass(frozen=True)
 class JumpReLUTranscoderConfig(JumpReLUConfig):
-    """As `JumpReLUConfig`, but for `normalize_decoder`, which is false unless it is asked for; `d_target` is the width of
-    the target (None: d_in), `skip` adds W_skip x."""
+    """As `JumpReLUConfig`, with `normalize_decoder` false unless it is asked for; `d_target` is the width of the target
+    (None: d_in), `skip` adds W_skip x."""
 
     d_target: int | None = field(default=None, kw_only=True)
     skip: bool = field(default=False, kw_only=True)
