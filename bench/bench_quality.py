@@ -1,0 +1,88 @@
+"""FVU at equal L0 of every architecture, trained on the demo model for a fixed budget, beside other libraries.
+
+    python bench/bench_quality.py runs/quality                  # train what is not there yet, then print the table
+    python bench/bench_quality.py runs/quality --only relu,gated/sae_lens --lr 1e-3,3e-3
+    python bench/bench_quality.py runs/quality --table          # the table alone
+
+Every contender sees the same rows in the same order, the same shape of learning rate and the same count of dead
+latents, and takes its steps as its own library does. The inputs have the scale that each documents: E‖x‖ = √d (this
+package, SAELens, the papers), E‖x‖² = 1 (dictionary_learning), as they are (sparsify). Libraries that are not
+installed are left out; what none of them trains stands beside a dense PyTorch implementation of its paper.
+
+Each contender is trained with each of its sparsity settings; FVU at L0 = 24 is read from them by a line in log L0, on
+held-out rows (`rows.Rows.test`). With several learning rates, further seeds take the one that is best on the first,
+judged on other held-out rows (`validation`). `runs/quality/runs.jsonl` holds the runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = str(Path(__file__).resolve().parent.parent)
+if ROOT not in sys.path:
+    sys.path.append(ROOT)  # for `bench`; behind an installed package, which is the one to train
+
+from bench.quality.budget import Job  # noqa: E402
+from bench.quality.contenders import PAPER, Contender, contenders  # noqa: E402
+from bench.quality.rows import rows_of  # noqa: E402
+from bench.quality.runs import best_lr, train  # noqa: E402
+from bench.quality.table import table  # noqa: E402
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="where activations and runs are kept")
+    parser.add_argument("--only", default="", help="rows of the table, or row/library, comma-separated")
+    parser.add_argument("--lr", default="3e-3", help="comma-separated (default: 3e-3)")
+    parser.add_argument("--seeds", default="1,2,3", help="comma-separated (default: 1,2,3; on 0 defaults were chosen)")
+    parser.add_argument("--table", action="store_true", help="train nothing")
+    return parser.parse_args()
+
+
+def saved(file: Path, contender: Contender | None = None) -> list[dict[str, Any]]:
+    """Runs that are there, of one contender or of all."""
+    runs = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return [
+        run for run in runs if contender is None or (run["row"], run["library"]) == (contender.row, contender.library)
+    ]
+
+
+def complete(contender: Contender, args: argparse.Namespace, file: Path) -> None:
+    """Train what is not there yet."""
+    rows = rows_of(contender.points, args.folder)
+    seeds, rates = [int(each) for each in args.seeds.split(",")], [float(each) for each in args.lr.split(",")]
+    sizes = rows.train[0].shape[1], rows.train[1].shape[1], rows.n_layers
+    for seed in seeds:
+        for lr in rates if seed == seeds[0] else [best_lr(saved(file, contender))]:
+            for setting in contender.settings:
+                if any((r["setting"], r["lr"], r["seed"]) == (setting, lr, seed) for r in saved(file, contender)):
+                    continue
+                run = train(contender, Job(setting, lr, seed, *sizes), rows)
+                print(json.dumps(run), flush=True)
+                with file.open("a") as out:
+                    out.write(json.dumps(run) + "\n")
+
+
+def main() -> None:
+    """See the module."""
+    args = arguments()
+    args.folder.mkdir(parents=True, exist_ok=True)
+    file = args.folder / "runs.jsonl"
+    only = {each for each in args.only.split(",") if each}
+    everybody = [each for each in contenders() if not only or only & {each.row, each.name}]
+    for contender in [] if args.table else everybody:
+        if contender.library != PAPER and importlib.util.find_spec(contender.library) is None:
+            print(f"{contender.name}: not installed")
+            continue
+        complete(contender, args, file)
+    print(table(saved(file), [(each.row, each.library) for each in everybody]))
+
+
+if __name__ == "__main__":
+    main()
