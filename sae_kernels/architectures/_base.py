@@ -102,7 +102,8 @@ class CoderConfig:
 
 @dataclass(frozen=True)
 class Loss:
-    """What `SparseCoder.loss` returns. `total` is differentiable; `parts` are its terms, detached, by name."""
+    """What `SparseCoder.loss` returns. `total` is differentiable; `parts` are its terms, detached, by name. After a step,
+    codes may be asked for `l0()` and `fired()` alone: see `ByTokens`."""
 
     total: Tensor
     parts: dict[str, Tensor]

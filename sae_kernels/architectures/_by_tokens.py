@@ -23,7 +23,8 @@ SLOTS = 8 << 20  # of codes that lie in memory at once; an eighth as many as W_e
 CHUNK = 16 << 20  # numbers in a (tokens, d_sae) matrix of a chunk; a quarter of W_enc's, if that is more
 CHUNK_ON_GPU = 128 << 20  # where a GEMM wants thousands of rows
 LEAST_CHUNKS = 8  # of GEMMs: all their matrices together are no larger than one of the whole batch …
-LEAST = 4 << 20  # … unless that is no more than the kernels' own scratch: few rows at a time make slow GEMMs
+LEAST = 4 << 20  # … unless that is no more than the kernels' own scratch: few rows at a time make slow GEMMs …
+FEWEST = 3  # … and even then none is as large as a matrix of the whole batch
 SAMPLE = 32, 1024  # tokens and latents that tell how full codes will be
 PASSES = 12  # over a chunk's matrices, between its products
 GEMMS = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
@@ -66,8 +67,9 @@ class ByTokens(SparseCoder):
     estimated from a sample of the batch.
 
     Memory, beside weights, their gradients and what has (tokens, d) elements: with sparse codes, that of `SLOTS` slots,
-    of which an architecture says what each takes, and the weights' gradients once more; with GEMMs, two to eight
-    matrices of `CHUNK` float32 (64 MiB each), or of an eighth of the tokens or `LEAST` (16 MiB), if that is less.
+    of which an architecture says what each takes, and the weights' gradients once more; with GEMMs, two to seven
+    matrices of `CHUNK` float32 (64 MiB each), or of an eighth of the tokens or `LEAST` (16 MiB; never more than a third of the
+    tokens), if that is less.
 
     Of a loss in chunks, `total` can be differentiated once, with one backward. So can `reconstruction`, which goes
     through the chunks a second time for it. `codes` are `LaterCodes`.
@@ -129,8 +131,8 @@ def _plan(coder: Any, x: Tensor) -> Plan | None:
     active = sum(len(encoder.W_enc) * _share(encoder, dtype) for encoder in encoders)
     slots, pairs = _limits(x, sum(encoder.W_enc.numel() for encoder in encoders))
     may = not settings.chosen_backend() and coder.may_be_full and _knows_full(type(coder))
-    if may and _gemms_pay(coder, x, dtype, active):
-        return Plan(_even(n, min(pairs, max(LEAST, n * m // LEAST_CHUNKS)) // m), True)
+    if may and n >= FEWEST and _gemms_pay(coder, x, dtype, active):
+        return Plan(_even(n, min(min(pairs, max(LEAST, n * m // LEAST_CHUNKS)) // m, -(-n // FEWEST))), True)
     return None if n * active <= slots else Plan(_even(n, int(slots / active)), False)
 
 

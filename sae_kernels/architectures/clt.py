@@ -82,7 +82,7 @@ class CrossLayerTranscoder(ByTokens, Penalised):
 
     Memory: 8 bytes for each pair with z > θ − ε/2, about four times over, and while gradients are computed about six
     numbers of 4 bytes. Where θ starts at one spread of the pre-acts 16 % of all pairs are such, with a small θ half of
-    them. The reconstruction is summed in float32, in place.
+    them; a batch of so many goes through in chunks (see `ByTokens`). The reconstruction is summed in float32, in place.
 
     At the start: rows of W_enc are unit vectors in random directions, and b_enc such that pre-acts are E^l (x^l − x̄^l);
     decoders are 0 and b_dec is the target's mean, so that training starts from the mean as its prediction. (With

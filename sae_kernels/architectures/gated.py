@@ -59,7 +59,7 @@ class GatedCoder(ByTokens, Penalised):
 
     Memory: 8 bytes for each latent whose gate is open and 4 more for π; at the peak of a step, in the backward, about
     36. At the start half of the gates are open: such a batch goes through in chunks, in GEMMs where these are faster
-    (see `ByTokens`), eight matrices of a chunk at a time.
+    (see `ByTokens`), six matrices of a chunk at a time.
 
     Source: arXiv 2404.16014.
     """
