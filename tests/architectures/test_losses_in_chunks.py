@@ -57,6 +57,7 @@ def test_no_matrix_of_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
         assert plan is not None
         assert plan.full
         assert plan.rows * sae.d_sae <= max(_pre_acts.SCORES, n * sae.d_sae // 8)
+        assert plan.rows <= -(-n // 3)
 
 
 def test_codes_asked_for_after_a_step_say_so() -> None:
