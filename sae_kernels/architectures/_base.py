@@ -102,8 +102,8 @@ class CoderConfig:
 
 @dataclass(frozen=True)
 class Loss:
-    """What `SparseCoder.loss` returns. `total` is differentiable; `parts` are its terms, detached, by name. After a step,
-    codes may be asked for `l0()` and `fired()` alone: see `ByTokens`."""
+    """What `SparseCoder.loss` returns. `total` is differentiable; `parts` are its terms, detached, by name. Once a step
+    has been taken, codes may be asked for `l0()` and `fired()` alone: see `ByTokens`."""
 
     total: Tensor
     parts: dict[str, Tensor]

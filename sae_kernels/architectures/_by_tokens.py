@@ -68,8 +68,8 @@ class ByTokens(SparseCoder):
 
     Memory, beside weights, their gradients and what has (tokens, d) elements: with sparse codes, that of `SLOTS` slots,
     of which an architecture says what each takes, and the weights' gradients once more; with GEMMs, two to seven
-    matrices of `CHUNK` float32 (64 MiB each), or, if that is less, of an eighth of the tokens or `LEAST` (16 MiB), never
-    of more than a third of the tokens.
+    matrices of `CHUNK` float32 (64 MiB each), or, if that is less, of an eighth of the tokens or `LEAST` (16 MiB),
+    never of more than a third of the tokens.
 
     Of a loss in chunks, `total` can be differentiated once, with one backward. So can `reconstruction`, which goes
     through the chunks a second time for it. `codes` are `LaterCodes`.
