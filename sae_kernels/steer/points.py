@@ -56,7 +56,9 @@ def widths(model: LanguageModel, coder: SparseCoder, at: Sides) -> tuple[list[in
             f"{', '.join(map(repr, points))} have {'+'.join(map(str, each))}"
             for points, each in zip(at, found, strict=True)
         )
-        raise ShapeError(f"hook points {shown} features, the coder maps {coder.d_in} to {coder.d_out}")
+        several = getattr(coder, "n_layers", 1) > 1 and len(at.inputs) == 1
+        hint = " (a coder of several layers takes a tuple of hook points on each side)" if several else ""
+        raise ShapeError(f"hook points {shown} features, the coder maps {coder.d_in} to {coder.d_out}{hint}")
     n_layers = getattr(coder, "n_layers", None)
     if n_layers is not None and any(len(each) != n_layers or len(set(each)) > 1 for each in found):
         raise ShapeError(

@@ -11,10 +11,11 @@ import torch
 import sae_kernels as sk
 import sae_kernels.demo
 from sae_kernels.adapters import HuggingFaceModel
-from sae_kernels.errors import ArgumentError, ConfigError, UnknownNameError
+from sae_kernels.errors import ConfigError, ShapeError, UnknownNameError
 from sae_kernels.evaluate import evaluate_run
 from sae_kernels.features import contexts, top_activations
-from sae_kernels.steer import Add, steer
+from sae_kernels.steer import Add, Clamp, steer
+from sae_kernels.steer.run import steer_run
 from sae_kernels.train import Config, train
 
 pytest.importorskip("transformers")
@@ -111,9 +112,11 @@ def test_trained_on_the_embedded_model(kind: str, tmp_path: Path, text: Path) ->
     assert all(isinstance(found[name], float) for name in ("ce_orig", "ce_sae", "ce_ablated", "ce_recovered"))
     assert found["ce_orig"] < found["ce_sae"]
     assert found["kl_sae"] > 0
+    plain, steered = steer_run(tmp_path, [Clamp(latent, 1000.0)], "import os", n_tokens=8)
+    assert plain != steered
     if kind in ("crosscoder", "clt"):
         with (
-            pytest.raises(ArgumentError, match="reads 2 hook points at once, expected a coder of one"),
+            pytest.raises(ShapeError, match="a coder of several layers takes a tuple of hook points on each side"),
             steer(run.source.model, coder, run.source.hook_in, Add(0, 1.0)),  # pyright: ignore
         ):
             pass
