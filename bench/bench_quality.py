@@ -9,9 +9,9 @@ latents, and takes its steps as its own library does. The inputs have the scale 
 package, SAELens, the papers), E‖x‖² = 1 (dictionary_learning), as they are (sparsify). Libraries that are not
 installed are left out; what none of them trains stands beside a dense PyTorch implementation of its paper.
 
-Each contender is trained with each of its sparsity settings; FVU at L0 = 24 is read from them by a line in log L0, on
-held-out rows (`rows.Rows.test`). With several learning rates, further seeds take the one that is best on the first,
-judged on other held-out rows (`validation`). `runs/quality/runs.jsonl` holds the runs.
+Each contender is trained with each of its sparsity settings, and others where L0 = 24 is not between them; FVU there is
+read by a line in log L0, on held-out rows (`rows.Rows.test`). With several learning rates, further seeds take the one
+that is best on the first, judged on other held-out rows (`validation`). `runs/quality/runs.jsonl` holds the runs.
 """
 
 from __future__ import annotations
@@ -19,10 +19,13 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import math
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+MORE = 3  # runs beyond a contender's settings, at most
 ROOT = str(Path(__file__).resolve().parent.parent)
 if ROOT not in sys.path:
     sys.path.append(ROOT)  # for `bench`; behind an installed package, which is the one to train
@@ -30,7 +33,7 @@ if ROOT not in sys.path:
 from bench.quality.budget import Job  # noqa: E402
 from bench.quality.contenders import PAPER, Contender, contenders  # noqa: E402
 from bench.quality.rows import rows_of  # noqa: E402
-from bench.quality.runs import best_lr, train  # noqa: E402
+from bench.quality.runs import at_l0, best_lr, next_setting, train  # noqa: E402
 from bench.quality.table import table  # noqa: E402
 
 
@@ -60,13 +63,27 @@ def complete(contender: Contender, args: argparse.Namespace, file: Path) -> None
     sizes = rows.train[0].shape[1], rows.train[1].shape[1], rows.n_layers
     for seed in seeds:
         for lr in rates if seed == seeds[0] else [best_lr(saved(file, contender))]:
-            for setting in contender.settings:
-                if any((r["setting"], r["lr"], r["seed"]) == (setting, lr, seed) for r in saved(file, contender)):
-                    continue
+            for setting in settings(contender, lr, seed, file):
                 run = train(contender, Job(setting, lr, seed, *sizes), rows)
                 print(json.dumps(run), flush=True)
                 with file.open("a") as out:
                     out.write(json.dumps(run) + "\n")
+
+
+def settings(contender: Contender, lr: float, seed: int, file: Path) -> Iterator[float]:
+    """Those of the contender that there are no runs of; then more, until FVU at `L0` can be read."""
+
+    def runs() -> list[dict[str, Any]]:
+        return [run for run in saved(file, contender) if (run["lr"], run["seed"]) == (lr, seed)]
+
+    for setting in contender.settings:
+        if all(run["setting"] != setting for run in runs()):
+            yield setting
+    for _ in range(MORE):
+        found = next_setting(runs()) if math.isnan(at_l0(runs())) else None
+        if found is None or any(run["setting"] == found for run in runs()):
+            return
+        yield found
 
 
 def main() -> None:

@@ -59,7 +59,7 @@ def ours(row: str, settings: tuple[float, ...], keys: Callable[[float], dict[str
 
 def lens(row: str, settings: tuple[float, ...], architecture: str, **keys: Any) -> Contender:
     """Of SAELens, with k."""
-    make = lambda job: SAELens(job, architecture, {"k": int(job.setting), **keys}, {})  # noqa: E731
+    make = lambda job: SAELens(job, architecture, {"k": round(job.setting), **keys}, {})  # noqa: E731
     return Contender(row, LENS, settings, make)
 
 
@@ -76,7 +76,7 @@ def learned(row: str, settings: tuple[float, ...], trainer: str, keys: Callable[
 
 def k(value: float) -> dict[str, Any]:
     """Active latents."""
-    return {"k": int(value)}
+    return {"k": round(value)}
 
 
 def penalty(value: float) -> dict[str, Any]:
@@ -151,9 +151,9 @@ def transcoders() -> Iterator[Contender]:
     """Across one MLP."""
     for row in ("transcoder", "skip_transcoder"):
         skip = {"transcode": True, "skip_connection": row == "skip_transcoder"}
-        yield ours(row, (24.0,), k, points="mlp")
+        yield ours(row, (24.0, 28.0), k, points="mlp")
         make = lambda job, skip=skip: Sparsify(job, {**skip, **k(job.setting)})  # noqa: E731
-        yield Contender(row, SPARSIFY, (24.0,), make, "mlp")
+        yield Contender(row, SPARSIFY, (24.0, 28.0), make, "mlp")
     row, settings = "jumprelu_transcoder tanh", (0.11, 0.15)
     yield ours(row, settings, penalty, architecture="jumprelu_transcoder", sparsity_loss="tanh", points="mlp")
     yield Contender(row, PAPER, settings, papers.Transcoder, "mlp")

@@ -16,6 +16,7 @@ from bench.quality.trainee import Trainee
 
 L0 = 24.0
 NEAR = 0.005  # a run whose L0 is as near to this as that, is at it
+FARTHEST = 4.0  # factor between settings that one run may be from the next
 
 
 def train(contender: Contender, job: Job, rows: Rows) -> dict[str, Any]:
@@ -67,6 +68,19 @@ def at_l0(runs: list[dict[str, Any]], part: str = "test") -> float:
     a, b = found[upper - 1], found[upper]
     share = math.log(L0 / a["l0"]) / math.log(b["l0"] / a["l0"])
     return a["fvu"] + share * (b["fvu"] - a["fvu"])
+
+
+def next_setting(runs: list[dict[str, Any]]) -> float | None:
+    """Where log L0 over log setting, a line through the two runs nearest to `L0`, comes to it; None with fewer than two,
+    or where L0 does not depend on the setting."""
+    found = sorted(
+        (run for run in runs if run["test"]["l0"] > 0), key=lambda run: abs(math.log(run["test"]["l0"] / L0))
+    )
+    if len(found) < 2 or found[0]["test"]["l0"] == found[1]["test"]["l0"]:
+        return None
+    (x0, y0), (x1, y1) = ((math.log(run["setting"]), math.log(run["test"]["l0"])) for run in found[:2])
+    step = (math.log(L0) - y0) * (x1 - x0) / (y1 - y0)
+    return math.exp(x0 + step) if abs(step) < math.log(FARTHEST) else None
 
 
 def best_lr(runs: list[dict[str, Any]]) -> float:

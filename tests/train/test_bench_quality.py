@@ -15,7 +15,7 @@ from bench.quality.budget import Budget, Job
 from bench.quality.contenders import OURS, Contender, contenders, k
 from bench.quality.ours import Ours
 from bench.quality.rows import Rows
-from bench.quality.runs import at_l0, best_lr, train
+from bench.quality.runs import at_l0, best_lr, next_setting, train
 from bench.quality.table import table
 
 
@@ -32,6 +32,14 @@ def test_fvu_at_an_l0() -> None:
     assert math.isnan(at_l0([run(12, 0.3)]))
     assert math.isnan(at_l0([run(30, 0.3), run(48, 0.1)]))
     assert at_l0([run(12, 0.3), run(21, 0.1)]) < 0.1
+
+
+def test_where_to_look_next() -> None:
+    falls = [{**run(96 / setting, 0.1), "setting": setting} for setting in (1.0, 2.0)]
+    assert next_setting(falls) == pytest.approx(4.0)
+    assert next_setting(falls[:1]) is None
+    assert next_setting([{**run(9, 0.1), "setting": 1.0}, {**run(9, 0.1), "setting": 2.0}]) is None
+    assert next_setting([{**run(9, 0.1), "setting": 1.0}, {**run(9.1, 0.1), "setting": 2.0}]) is None
 
 
 def test_the_best_rate_is_that_of_the_lowest_seed() -> None:
