@@ -71,14 +71,13 @@ def at_l0(runs: list[dict[str, Any]], part: str = "test") -> float:
 
 
 def next_setting(runs: list[dict[str, Any]]) -> float | None:
-    """Where log L0 over log setting, a line through the two runs nearest to `L0`, comes to it; None with fewer than two,
-    or where L0 does not depend on the setting."""
-    found = sorted(
-        (run for run in runs if run["test"]["l0"] > 0), key=lambda run: abs(math.log(run["test"]["l0"] / L0))
-    )
-    if len(found) < 2 or found[0]["test"]["l0"] == found[1]["test"]["l0"]:
+    """Where log L0 over log setting, a line through the two runs nearest to `L0`, comes to it; None with fewer than
+    two, or where L0 does not depend on the setting."""
+    points = [(math.log(run["setting"]), math.log(run["test"]["l0"])) for run in runs if run["test"]["l0"] > 0]
+    points.sort(key=lambda point: abs(point[1] - math.log(L0)))
+    if len(points) < 2 or points[0][1] == points[1][1]:
         return None
-    (x0, y0), (x1, y1) = ((math.log(run["setting"]), math.log(run["test"]["l0"])) for run in found[:2])
+    (x0, y0), (x1, y1) = points[:2]
     step = (math.log(L0) - y0) * (x1 - x0) / (y1 - y0)
     return math.exp(x0 + step) if abs(step) < math.log(FARTHEST) else None
 
