@@ -1,5 +1,6 @@
 // out (n, d) = codes @ w. Threads take runs of rows; each row gathers its latents' rows of w.
 #include "common/gather.h"
+#include "spmm/registers.inl.h"
 
 namespace {
 
@@ -32,6 +33,21 @@ sk_status spmm(int32_t dtype, sk_codes codes, sk_matrix w, sk_output out, int32_
   if (d == 0) return success();
   return for_dtype(dtype, [&](auto type) {
     using T = decltype(type);
+    if (codes.nnz > 0 && sums_in_registers<T>(w)) {
+      const Scratch<T> zeros(d);
+      if (!zeros.data) return failure(SK_NO_MEMORY);
+      memset(zeros.data, 0, static_cast<size_t>(d) * sizeof(T));
+      const Slots<T> slots{static_cast<const T*>(codes.values), codes.indices, codes.nnz - 1,
+                           static_cast<const T*>(w.data), w.stride, zeros.data};
+      const bool far = w.rows * d * static_cast<int64_t>(sizeof(T)) > kNearBytes;
+      parallel_runs(codes.n, 16, threads, [&](int, int64_t begin, int64_t end) {
+        for (int64_t r = begin; r < end; ++r) {
+          if (far) sum_slots<true>(slots, row_begin(codes, r), row_end(codes, r), d, row_of<T>(out, r));
+          else sum_slots<false>(slots, row_begin(codes, r), row_end(codes, r), d, row_of<T>(out, r));
+        }
+      });
+      return success();
+    }
     const Scratch<float> acc(pitch * (threads > 1 ? threads : 1));
     if (!acc.data) return failure(SK_NO_MEMORY);
     parallel_runs(codes.n, 16, threads, [&](int thread, int64_t begin, int64_t end) {
