@@ -33,7 +33,7 @@ if str(ROOT) not in sys.path:
 import sae_kernels as sk  # noqa: E402
 from bench import cases  # noqa: E402
 from bench.bench_decode import bag  # noqa: E402
-from bench.bench_training_step import plain_loss  # noqa: E402
+from bench.bench_training_step import steps  # noqa: E402
 from bench.conftest import OURS, Contenders, check  # noqa: E402
 from sae_kernels.kernels import _cpu  # noqa: E402
 from sae_kernels.measure import interleaved  # noqa: E402
@@ -132,31 +132,8 @@ def decode(size: cases.Size) -> Timed:
 
 def step(size: cases.Size) -> Timed:
     """Loss, gradients and fused Adam of a TopK autoencoder."""
-    x = cases.normal(size.n, size.d)
-
-    def contender(loss: Callable[[sk.SparseCoder], Tensor]) -> tuple[sk.SparseCoder, Callable[[], None]]:
-        coder = sk.create("topk", d_in=size.d, d_sae=size.d_sae, k=size.k, seed=0)
-        optimiser = torch.optim.Adam(coder.parameters(), lr=1e-4, fused=True)
-
-        def run() -> None:
-            optimiser.zero_grad()
-            loss(coder).backward()
-            coder.before_step()
-            optimiser.step()
-            coder.after_step()
-
-        return coder, run
-
-    mine, ours = contender(lambda coder: coder.loss(x).total)
-    theirs, dense = contender(lambda coder: plain_loss(coder, x, size.k, dense=True))
-    sparse = contender(lambda coder: plain_loss(coder, x, size.k, dense=False))[1]
-    for loss in (mine.loss(x).total, plain_loss(theirs, x, size.k, dense=False)):
-        loss.backward()
-    for parameter, plain in zip(mine.parameters(), theirs.parameters(), strict=True):
-        assert parameter.grad is not None
-        assert plain.grad is not None
-        check(parameter.grad, plain.grad)
-    yield "step fp32 S", {OURS: ours, "plain torch": dense, "torch + embedding_bag": sparse}
+    names = {"torch, dense decode": "plain torch", "torch, embedding_bag": "torch + embedding_bag"}
+    yield "step fp32 S", {names.get(name, name): run for name, run in steps(size).items()}
 
 
 def gemm_rate(dtype: torch.dtype) -> float:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from support.compare import assert_same
 from support.guarded import placed
-from support.screening import HARD, Problem, exact_scores, normal
+from support.screening import HARD, Problem, assert_best, exact_scores, normal
 from torch import Tensor
 
 from sae_kernels.errors import ShapeError
@@ -23,7 +23,6 @@ from sae_kernels.kernels.linear_threshold import cpu as linear_threshold
 from sae_kernels.kernels.linear_threshold import screened as screened_threshold
 from sae_kernels.kernels.linear_topk import cpu as linear_topk
 from sae_kernels.kernels.linear_topk import screened as screened_topk
-from sae_kernels.kernels.topk import reference as topk
 
 ops = torch.ops.sae_kernels
 SCREENED, CONTRADICTED, GIVEN_UP = 1, 2, 4  # kernels.h
@@ -75,16 +74,7 @@ def select(problem: Problem, k: int, among: Tensor | None = None, relu: bool = F
 
 def expect(problem: Problem, k: int, among: Tensor | None = None) -> None:
     """The k best of the exact scores, latents ascending; then empty slots."""
-    found = select(problem, k, among)
-    z = exact_scores(*problem)
-    allowed = torch.arange(z.shape[1]) if among is None else among.nonzero().flatten()
-    filled = min(k, allowed.numel())
-    values, picked = topk.run(z[:, allowed], filled)
-    latents, order = allowed[picked.long()].sort(1)
-    assert torch.equal(found[1][:, :filled], latents.int())
-    assert_same(found[0][:, :filled], values.gather(1, order).to(problem[0].dtype), signed_zeros=False)
-    assert not found[0][:, filled:].any()
-    assert not found[1][:, filled:].any()
+    assert_best(problem, k, select(problem, k, among), among)
 
 
 def above(problem: Problem, theta: Tensor) -> None:

@@ -12,16 +12,14 @@ from typing import Any
 
 import pytest
 import torch
-from support.compare import assert_same
 from support.guarded import placed
-from support.screening import HARD, Problem, exact_scores, normal
+from support.screening import HARD, Problem, assert_best, normal
 from torch import Tensor
 
 from sae_kernels.kernels import _cpu
 from sae_kernels.kernels._screen import int8
 from sae_kernels.kernels.linear_topk import cpu as linear_topk
 from sae_kernels.kernels.linear_topk import cpu_int8, screened
-from sae_kernels.kernels.topk import reference as topk
 
 KEPT, CHUNKS = "kept", "chunks"
 
@@ -48,19 +46,6 @@ def source(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     return request.param
 
 
-def expect(problem: Problem, k: int, found: list[Tensor], among: Tensor | None = None) -> None:
-    """`found` are exactly the k best, latents ascending."""
-    z = exact_scores(*problem)
-    allowed = torch.arange(z.shape[1]) if among is None else among.nonzero().flatten()
-    filled = min(k, allowed.numel())
-    values, picked = topk.run(z[:, allowed], filled)
-    latents, order = allowed[picked.long()].sort(1)
-    assert torch.equal(found[1][:, :filled], latents.int())
-    assert_same(found[0][:, :filled], values.gather(1, order).to(problem[0].dtype), signed_zeros=False)
-    assert not found[0][:, filled:].any()
-    assert not found[1][:, filled:].any()
-
-
 def select(problem: Problem, k: int, among: Tensor | None = None) -> list[Tensor]:
     everyone = torch.empty(0, dtype=torch.bool)
     return cpu_int8.run(*problem, [k], [False], [everyone if among is None else among])
@@ -73,7 +58,7 @@ def select(problem: Problem, k: int, among: Tensor | None = None) -> list[Tensor
 )  # fmt: skip
 def test_the_choice_is_exact(source: str, n: int, d: int, m: int, k: int) -> None:
     problem = normal(n, d, m)
-    expect(problem, k, select(problem, k))
+    assert_best(problem, k, select(problem, k))
 
 
 @pytest.mark.parametrize("d", [1, 31, 32, 33, 63, 65, 100, 128])
@@ -81,7 +66,7 @@ def test_odd_sizes(source: str, d: int) -> None:
     """Tokens, latents and coordinates in and around whole tiles of either kind, and more than one of tokens."""
     for n, m in zip((*range(1, 34), 64, 100), (1, 15, 16, 17, 31, 33, 47, 63, 65, 192, 193, 385) * 3, strict=False):
         problem = normal(n, d, m)
-        expect(problem, min(m, 7), select(problem, min(m, 7)))
+        assert_best(problem, min(m, 7), select(problem, min(m, 7)))
 
 
 @pytest.mark.parametrize("at_end", [True, False], ids=["behind", "before"])
@@ -95,7 +80,7 @@ def test_nothing_beside_a_copy_is_read(at_end: bool, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(cpu_int8, "kept", alone)
     for n, d, m in ((1, 16, 32), (3, 100, 33), (5, 33, 100), (9, 64, 65), (17, 1, 7), (20, 112, 32), (40, 31, 95)):
         problem = normal(n, d, m)
-        expect(problem, min(m, 9), select(problem, min(m, 9)))
+        assert_best(problem, min(m, 9), select(problem, min(m, 9)))
 
 
 @pytest.mark.parametrize("n", [1, 3, 5, 12, 16, 17, 32, 33, 40])
@@ -112,13 +97,13 @@ def test_integer_products_are_what_they_are(n: int, d: int) -> None:
 @pytest.mark.parametrize("kind", HARD)
 def test_hard_numbers(source: str, kind: str) -> None:
     problem = HARD[kind](*normal(14, 64, 1200))
-    expect(problem, 11, select(problem, 11))
+    assert_best(problem, 11, select(problem, 11))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_16_bit_inputs(source: str, dtype: torch.dtype) -> None:
     problem = normal(13, 128, 900, dtype)
-    expect(problem, 12, select(problem, 12))
+    assert_best(problem, 12, select(problem, 12))
 
 
 def test_masks_and_several_selections(source: str) -> None:
@@ -130,7 +115,7 @@ def test_masks_and_several_selections(source: str) -> None:
     ks = [1200, 64, 9, 3]
     found = cpu_int8.run(*problem, ks, [False] * 4, masks)
     for i, (k, mask) in enumerate(zip(ks, masks, strict=True)):
-        expect(problem, k, found[2 * i : 2 * i + 2], mask if mask.numel() else None)
+        assert_best(problem, k, found[2 * i : 2 * i + 2], mask if mask.numel() else None)
 
 
 def test_negative_ones_become_empty_slots(source: str) -> None:
@@ -211,7 +196,7 @@ def test_exact_scores_outside_their_bounds_are_noticed(widths: float | None, mon
         return certain(part, *rest)
 
     monkeypatch.setattr(linear_topk, "certain", counted)
-    expect(problem, 20, select(problem, 20))
+    assert_best(problem, 20, select(problem, 20))
     assert again == ([200] if widths else [])
 
 
@@ -230,7 +215,7 @@ def test_rows_that_bounds_do_not_settle_are_computed_otherwise(source: str, monk
 
     monkeypatch.setattr(linear_topk, "certain", counted)
     problem = x, W, b * 0
-    expect(problem, 7, select(problem, 7))
+    assert_best(problem, 7, select(problem, 7))
     assert again == [int(along.sum())]
 
 
@@ -238,7 +223,7 @@ def test_few_tokens_of_weights_without_a_copy_are_not_screened(monkeypatch: pyte
     monkeypatch.setattr(cpu_int8, "LEAST_TOKENS", 10)
     monkeypatch.setattr(cpu_int8, "_choose", lambda *_: pytest.fail("screened"))
     problem = normal(9, 64, 700)
-    expect(problem, 5, select(problem, 5))
+    assert_best(problem, 5, select(problem, 5))
 
 
 def test_what_is_declined(monkeypatch: pytest.MonkeyPatch) -> None:

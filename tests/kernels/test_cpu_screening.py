@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.compare import assert_same
-from support.screening import HARD, Problem, cut_small, exact_scores, normal
+from support.screening import HARD, Problem, assert_best, cut_small, normal
 from torch import Tensor
 
 from bench import cases
@@ -20,7 +19,6 @@ from sae_kernels.kernels import _cpu
 from sae_kernels.kernels._screen import chunks, policy
 from sae_kernels.kernels.linear_topk import cpu as linear_topk
 from sae_kernels.kernels.linear_topk import screened
-from sae_kernels.kernels.topk import reference as topk
 
 NAN = float("nan")
 
@@ -31,19 +29,6 @@ def _screening(cpu: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAE_KERNELS_SCREENING", "on")
     monkeypatch.setattr(screened, "SCREENED_A_COMPUTED", 1)
     cut_small(monkeypatch)
-
-
-def expect(problem: Problem, k: int, found: list[Tensor], among: Tensor | None = None) -> None:
-    """`found` are exactly the k best, latents ascending."""
-    z = exact_scores(*problem)
-    allowed = torch.arange(z.shape[1]) if among is None else among.nonzero().flatten()
-    filled = min(k, allowed.numel())
-    values, picked = topk.run(z[:, allowed], filled)
-    latents, order = allowed[picked.long()].sort(1)
-    assert torch.equal(found[1][:, :filled], latents.int())
-    assert_same(found[0][:, :filled], values.gather(1, order).to(problem[0].dtype), signed_zeros=False)
-    assert not found[0][:, filled:].any()
-    assert not found[1][:, filled:].any()
 
 
 def select(problem: Problem, k: int, among: Tensor | None = None) -> list[Tensor]:
@@ -59,7 +44,7 @@ def select(problem: Problem, k: int, among: Tensor | None = None) -> list[Tensor
 )
 def test_the_choice_is_exact(n: int, d: int, m: int, k: int) -> None:
     problem = normal(n, d, m)
-    expect(problem, k, select(problem, k))
+    assert_best(problem, k, select(problem, k))
     z = problem[0].double() @ problem[1].double().T + problem[2].double()
     found = select(problem, k)
     torch.testing.assert_close(found[0].double(), z.gather(1, found[1].long()), rtol=1e-5, atol=1e-5)
@@ -69,14 +54,14 @@ def test_the_choice_is_exact(n: int, d: int, m: int, k: int) -> None:
 def test_16_bit_inputs(dtype: torch.dtype) -> None:
     for d, k in ((64, 30), (300, 8), (768, 30), (64, 1)):
         problem = normal(21, d, 1700, dtype)
-        expect(problem, k, select(problem, k))
+        assert_best(problem, k, select(problem, k))
 
 
 @pytest.mark.parametrize("kind", HARD)
 @pytest.mark.parametrize("k", [1, 32])
 def test_hard_numbers(kind: str, k: int) -> None:
     problem = HARD[kind](*normal(19, 96, 1200))
-    expect(problem, k, select(problem, k))
+    assert_best(problem, k, select(problem, k))
 
 
 @pytest.mark.parametrize("kind", [kind for kind in HARD if "denormal" in kind or kind == "small"])
@@ -85,7 +70,7 @@ def test_hard_numbers_with_denormals_flushed(kind: str) -> None:
     problem = HARD[kind](*normal(19, 96, 1200))
     before = _cpu.flush_denormals(True, 1)
     try:
-        expect(problem, 32, select(problem, 32))
+        assert_best(problem, 32, select(problem, 32))
     finally:
         _cpu.flush_denormals(before, 1)
 
@@ -95,7 +80,7 @@ def test_hard_numbers_with_denormals_flushed(kind: str) -> None:
 def test_hard_numbers_of_16_bits(kind: str, dtype: torch.dtype) -> None:
     x, W, b = HARD[kind](*normal(11, 128, 1200))
     problem = x.to(dtype), W.to(dtype), b.to(dtype)
-    expect(problem, 32, select(problem, 32))
+    assert_best(problem, 32, select(problem, 32))
 
 
 PINNED = """
@@ -129,16 +114,16 @@ def test_masks_and_several_selections() -> None:
     found, done = screened.run(*problem, ks, [False] * 5, masks)
     assert done == 19
     for i, (k, mask) in enumerate(zip(ks, masks, strict=True)):
-        expect(problem, k, found[2 * i : 2 * i + 2], mask)
+        assert_best(problem, k, found[2 * i : 2 * i + 2], mask)
 
 
 @pytest.mark.parametrize("kind", HARD)
 def test_hard_numbers_where_rows_of_W_lie_in_pieces(kind: str) -> None:
     x, W, b = HARD[kind](*normal(19, 96, 1200))
     problem = x, W.mT.contiguous().mT, b
-    expect(problem, 32, select(problem, 32))
+    assert_best(problem, 32, select(problem, 32))
     among = torch.rand(1200) < 0.5
-    expect(problem, 9, select(problem, 9, among), among)
+    assert_best(problem, 9, select(problem, 9, among), among)
 
 
 def test_relu_no_bias_and_strides() -> None:

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from sae_kernels.kernels._screen import chunks
 from sae_kernels.kernels.sddmm import cpu as sddmm
+from sae_kernels.kernels.topk import reference as topk
+from support.compare import assert_same
 
 INF, NAN, LARGEST = float("inf"), float("nan"), torch.finfo(torch.float32).max
 Problem = tuple[Tensor, Tensor, Tensor]  # x, W, b
@@ -27,6 +29,19 @@ def exact_scores(x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
     everything = torch.arange(m, dtype=torch.int32).repeat(n, 1)
     z = sddmm.run(x.float(), W.float(), everything, None, None)
     return z if b is None else z + b.float()
+
+
+def assert_best(problem: Problem, k: int, found: list[Tensor], among: Tensor | None = None) -> None:
+    """`found` are exactly the k best of the exact scores, latents ascending; then empty slots."""
+    z = exact_scores(*problem)
+    allowed = torch.arange(z.shape[1]) if among is None else among.nonzero().flatten()
+    filled = min(k, allowed.numel())
+    values, picked = topk.run(z[:, allowed], filled)
+    latents, order = allowed[picked.long()].sort(1)
+    assert torch.equal(found[1][:, :filled], latents.int())
+    assert_same(found[0][:, :filled], values.gather(1, order).to(problem[0].dtype), signed_zeros=False)
+    assert not found[0][:, filled:].any()
+    assert not found[1][:, filled:].any()
 
 
 def normal(n: int, d: int, m: int, dtype: torch.dtype = torch.float32) -> Problem:
