@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from ..ops import Threshold, encode
+from . import _sae_lens_codes as kinds
 from ._acts import dense_acts
 from ._later import Later
 from ._later_acts import LaterActs
 from ._pairs import Elementwise, at_slots, in_chunks
-from ._sae_lens_codes import rows
 from ._swap import host
 
 FULL = 0.2  # the share of pairs from which on codes take longer than all pairs
@@ -94,11 +94,14 @@ def reconstructed(self: Any, given: Tensor, inside: Tensor, arithmetic: Arithmet
 
 
 def encoded(self: Any, inside: Tensor, arithmetic: Arithmetic) -> Tensor:
-    """Dense acts, which remember their codes where these are few."""
+    """Dense acts, which remember their codes where these are few: computed as those of the SAE for inference, to the
+    last bit."""
     W_enc, b, lowest = self.W_enc, arithmetic.b, arithmetic.lowest
     if _share(inside.reshape(-1, inside.shape[-1]), W_enc, b, lowest) >= FULL:
         return arithmetic.elementwise(inside @ W_enc + b, *arithmetic.vectors)[0][0]
-    codes = encode(inside, rows(self), b, Threshold(lowest))
+    if hasattr(self, "b_gate"):
+        return dense_acts(kinds.gated(self, inside))
+    codes = encode(inside, W_enc.mT, b, Threshold(lowest))
     return dense_acts(at_slots(arithmetic.elementwise, codes, None, arithmetic.vectors).acts[0])
 
 
@@ -170,7 +173,7 @@ class _Run:
         flat = inside.reshape(-1, inside.shape[-1])
         self.x, self.b = _without_b_dec(sae, given, flat, arithmetic.b)
         if _share(self.x, sae.W_enc, self.b, arithmetic.lowest) < FULL:
-            codes = encode(self.x, rows(sae), self.b, Threshold(arithmetic.lowest))
+            codes = encode(self.x, kinds.rows(sae), self.b, Threshold(arithmetic.lowest))
             sums = at_slots(elementwise, replace(codes, lead=lead), sae.W_dec, vectors)
             self.acts = LaterActs.of_codes(sums.acts[0])
         else:
