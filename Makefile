@@ -53,7 +53,7 @@ sanitize: $(VENV)/.developing
 ARM_CXX ?= aarch64-linux-gnu-g++
 ARM_EMULATOR ?= $(firstword $(shell command -v qemu-aarch64-static qemu-aarch64))
 ARM_ROOT ?= /usr/aarch64-linux-gnu
-ARM_TESTS ?= $(filter-out $(LONGER_TESTS),$(SANITIZE_TESTS)) tests/kernels/test_cpu_screening.py
+ARM_TESTS ?= $(SANITIZE_TESTS) tests/kernels/test_cpu_screening.py
 ARM_FUZZ ?= 50
 arm: $(if $(and $(ARM_EMULATOR),$(shell command -v $(ARM_CXX))),$(VENV)/.developing arm-emulated,arm-passed-over)
 arm-passed-over:

@@ -48,11 +48,13 @@ struct Field {
   // finish(s, t, c, merged): c holds the candidates of all threads, in `merged` where there are several.
   template <class Finish>
   bool finish(const Finish& finish) const {
+    constexpr int kMerging = 8;  // threads: each has room for the candidates of all
+    const int merging = workers < kMerging ? workers : kMerging;
     const int64_t whole = workers > 1 ? workers * room + sel::kSlack : 0;
-    const Scratch<int32_t> merged(whole * kLists * workers);
+    const Scratch<int32_t> merged(whole * kLists * merging);
     if (!merged.data) return false;
     const int64_t run = sel::rows_at_a_time(16 * room * workers);
-    parallel_runs(count * n, run, workers, [&](int thread, int64_t begin, int64_t end) {
+    parallel_runs(count * n, run, merging, [&](int thread, int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t s = i / n, t = i % n;
         C c = at(0, s, t);

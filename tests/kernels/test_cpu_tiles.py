@@ -25,10 +25,11 @@ LEAST = 2.0**-126
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-@pytest.fixture(autouse=True)
+pytestmark = pytest.mark.skipif(TILES not in ("emulated", "hardware"), reason="tile instructions: make amx")
+
+
+@pytest.fixture
 def extension() -> Any:
-    if TILES not in ("emulated", "hardware"):
-        pytest.skip("tile instructions one by one: make amx")
     from sae_kernels import _cpu as extension  # pyright: ignore[reportAttributeAccessIssue]
 
     assert _cpu.isa() == "amx"
