@@ -215,6 +215,7 @@ class _Found:
 
     def __init__(self, d_sae: int, x: Tensor) -> None:
         self.parts: Parts = {}
+        self.recording = torch.is_grad_enabled()  # a Function's inputs say that they need gradients where it is not
         self.l0 = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         self.fired = torch.zeros(d_sae, dtype=torch.bool, device=x.device)
         self.reconstructions: list[Tensor] = []
@@ -249,7 +250,7 @@ class _Accumulated(torch.autograd.Function):
         target: Tensor,
         *parameters: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        ctx.wanted = ctx.needs_input_grad[4:]
+        ctx.wanted = tuple(needed and found.recording for needed in ctx.needs_input_grad[4:])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, target, *parameters)
         ctx.coder, ctx.plan, ctx.backend = coder, plan, settings.chosen_backend()

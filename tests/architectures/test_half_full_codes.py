@@ -6,6 +6,7 @@ Values and gradients: `test_penalised_losses`, `test_layered_losses`, `test_loss
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -142,8 +143,24 @@ def test_a_loss_may_be_scaled_and_frozen_parts_stay(full: bool) -> None:
                 assert parameter.grad is None
             else:
                 torch.testing.assert_close(parameter.grad, 3 * theirs, rtol=1e-4, atol=1e-6)
-        with torch.no_grad():
-            assert not coder.loss(x).total.requires_grad
+
+
+@both
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("kind", ["relu", "gated", "jumprelu"])
+def test_without_gradients_none_are_computed(
+    kind: str, mode: Callable[[], Any], full: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coder, x = half_full(kind)
+    expected = coder.loss(x)
+    monkeypatch.setattr(torch.autograd, "grad", lambda *_, **__: pytest.fail("gradients"))
+    with chunked(full), mode():
+        found = coder.loss(x)
+        values = found.codes.values
+    assert not found.total.requires_grad
+    assert not values.requires_grad
+    torch.testing.assert_close(found.total, expected.total.detach())
+    torch.testing.assert_close(found.reconstruction, expected.reconstruction.detach(), rtol=1e-4, atol=1e-5)
 
 
 @both
