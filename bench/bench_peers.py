@@ -42,6 +42,8 @@ HOSTS: tuple[Host, ...] = (
     sae_lens.TopK(),
     sae_lens.BatchTopK(),
     sae_lens.JumpReLU(),
+    sae_lens.Standard(),
+    sae_lens.StandardFresh(),
     sparsify.TopK(),
     dictionary_learning.TopK(),
     circuit_tracer.Transcoder(),

@@ -20,7 +20,7 @@ class Trained(Learner):
 
     def __init__(self, problem: Problem) -> None:
         top_k = importlib.import_module("dictionary_learning.trainers.top_k")
-        size = problem.size
+        self._problem, size = problem, problem.size
         self._trainer = top_k.TopKTrainer(
             steps=100_000,
             activation_dim=size.d,
@@ -34,10 +34,9 @@ class Trained(Learner):
         _fill(problem, self.module)
 
     def patched(self) -> Self:
-        """A patched trainer, whose coder is the twin and whose optimiser the same."""
-        other = super().patched()
-        other._trainer = copy.copy(self._trainer)
-        other._trainer.ae = other.module
+        """Another trainer of the same problem, patched: its weights lie in memory by rows then, and would for the plain
+        one too if it had the same."""
+        other = type(self)(self._problem)
         sk.patch(other._trainer)
         return other
 
@@ -62,6 +61,10 @@ class TopK(Host):
         module = top_k.AutoEncoderTopK(size.d, size.d_sae, size.k).to(problem.dtype)
         _fill(problem, module)
         return module
+
+    def twin(self, module: nn.Module) -> nn.Module:
+        """With weights of its own, for the same reason."""
+        return copy.deepcopy(module)
 
     def learner(self, problem: Problem) -> Learner:
         """The same class, in its trainer."""

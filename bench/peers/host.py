@@ -47,6 +47,7 @@ class Host:
 
     name: str  # as tables and the chart have it
     distribution: str
+    like_ours: bool = True  # its training step and our trainer's do the same work
 
     @property
     def version(self) -> str:
@@ -60,6 +61,10 @@ class Host:
     def reader(self, problem: Problem) -> nn.Module | None:
         """With the problem's weights; None where the class is for training alone."""
         return None
+
+    def twin(self, module: nn.Module) -> nn.Module:
+        """The one to patch: a copy that shares the weights."""
+        return twin(module)
 
     def reads(self, module: Any, x: Tensor) -> dict[str, Call]:
         """encode; decode of what encode gave; forward."""

@@ -14,7 +14,6 @@ import sae_kernels as sk
 from bench.peers.host import Call, Host, Learner
 from bench.peers.memory import peak_extra_mib
 from bench.peers.problem import Problem
-from bench.peers.twin import twin
 from sae_kernels.errors import BackendError
 from sae_kernels.measure import interleaved
 
@@ -47,7 +46,7 @@ class Race:
             return
         modules = {PLAIN: module}
         with _declined(host):
-            sk.patch(other := twin(module))
+            sk.patch(other := host.twin(module))
             modules[PATCHED] = other
         calls = {name: host.reads(each, problem.x) for name, each in modules.items()}
         if problem.dtype != torch.float32:
@@ -76,7 +75,7 @@ class Race:
             yield self._row(host, problem, BACKWARD, contenders, results, learner.module)
         if STEP in asked:
             contenders = {name: _step(each, problem.x) for name, each in learners.items()}
-            if ours is not None:
+            if ours is not None and host.like_ours:
                 contenders[OURS] = ours(problem)
             yield self._row(host, problem, STEP, contenders, {}, learner.module)
 

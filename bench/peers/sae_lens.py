@@ -1,4 +1,4 @@
-"""SAELens: TopK, JumpReLU and BatchTopK, with its defaults."""
+"""SAELens: TopK, BatchTopK, JumpReLU and standard, with its defaults."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Trained(Learner):
         """Of `training_forward_pass`, with no dead latents."""
         given = self._step_input(
             sae_in=x,
-            coefficients={},
+            coefficients={"l0": 1.0, "l1": 1.0},
             dead_neuron_mask=self._trainer.dead_neurons,
             n_training_steps=0,
             is_logging_step=False,
@@ -82,13 +82,47 @@ class BatchTopK(Host):
 
 
 class JumpReLU(Host):
-    """JumpReLUSAE as it is loaded, with about k active latents."""
+    """JumpReLUSAE as it is loaded, JumpReLUTrainingSAE as it has become: with about k active latents."""
 
     name, distribution = "SAELens JumpReLU", "sae-lens"
+    like_ours = False
 
     def reader(self, problem: Problem) -> nn.Module:
         """All latents have one threshold."""
-        sae = _made("jumprelu_sae", "JumpReLUSAE", problem)
+        return _jumping("JumpReLUSAE", problem)
+
+    def learner(self, problem: Problem) -> Learner:
+        """The step loss."""
+        return Trained(_jumping("JumpReLUTrainingSAE", problem), problem)
+
+
+class Standard(Host):
+    """StandardTrainingSAE with about k active latents."""
+
+    name, distribution = "SAELens standard", "sae-lens"
+    like_ours = False
+
+    def learner(self, problem: Problem) -> Learner:
+        """The threshold is in b_enc."""
+        sae = _made("standard_sae", "StandardTrainingSAE", problem)
         with torch.no_grad():
-            sae.threshold.fill_(problem.threshold)
-        return sae
+            sae.b_enc.sub_(problem.threshold)
+        return Trained(sae, problem)
+
+
+class StandardFresh(Standard):
+    """StandardTrainingSAE as it starts: half of all latents are active."""
+
+    name = "SAELens std, fresh"
+
+    def learner(self, problem: Problem) -> Learner:
+        """No threshold."""
+        return Trained(_made("standard_sae", "StandardTrainingSAE", problem), problem)
+
+
+def _jumping(name: str, problem: Problem) -> Any:
+    """All latents have one threshold."""
+    sae = _made("jumprelu_sae", name, problem)
+    with torch.no_grad():
+        sae.threshold.fill_(problem.threshold)
+    return sae
