@@ -135,12 +135,12 @@ def jumprelu() -> Iterator[Contender]:
 def penalised() -> Iterator[Contender]:
     """With an L1 norm."""
     l1 = lambda value: {"l1_penalty": value / math.sqrt(D), **RAMP}  # noqa: E731
-    yield ours("gated", (3.0, 3.75), penalty)
-    yield lens_penalised("gated", (2.5, 3.0), "gated", "l1")
+    yield ours("gated", (2.1, 2.6), penalty)
+    yield lens_penalised("gated", (1.6, 2.0), "gated", "l1")
     yield learned("gated", (3.25, 4.0), "gdm.GatedSAETrainer", l1)
 
-    yield ours("relu", (1.75, 2.25), penalty)
-    yield lens_penalised("relu", (1.75, 2.25), "standard", "l1")
+    yield ours("relu", (1.3, 1.6), penalty)
+    yield lens_penalised("relu", (1.3, 1.6), "standard", "l1")
     yield learned("relu", (1.75, 2.5), "standard.StandardTrainerAprilUpdate", l1)
 
     yield ours("relu 2023", (2.25, 2.75), penalty, architecture="relu", variant="2023")
