@@ -358,8 +358,11 @@ class Op:
         if not torch.compiler.is_compiling() and not _somebody_looks():  # the former is all that a compiler sees of it
             wants = _wants(args)
         if wants == "":
+            run = select(self.name, self._names, args, backend, kind)
+            if not _C.is_grad_enabled():
+                return run(*args)
             with _C._AutoDispatchBelowAutograd():  # where the dispatcher runs kernels, too
-                return select(self.name, self._names, args, backend, kind)(*args)
+                return run(*args)
         if wants == "gradient" and self._recorded is not None:
             found = self._recorded.apply(*args, select(self.name, self._names, args, backend, kind), backend)
             return list(found) if self.schema.endswith("Tensor[]") else found

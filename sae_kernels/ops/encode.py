@@ -77,6 +77,10 @@ def encode(
     """
     x, W_enc, b_enc = _checks.autocast(x, W_enc, b_enc)  # pyright: ignore[reportAssignmentType]
     kind = _checks.linear("encode", x, W_enc, b_enc)
+    if kind and type(selection) is TopK and selection.among is None and selection.k <= W_enc.shape[0] and not screening:
+        op, args = "linear_topk", (_checks.matrix(x), W_enc, b_enc, [selection.k], [selection.relu], [_everyone(x)])
+        values, indices = OPS[op](*args, backend=backend, kind=kind)  # the usual, in the time a small call has
+        return _fixed(values, indices, W_enc.shape[0], x.shape[:-1])
     wanted = normal(selection, W_enc)
     if screening != "":
         backend = backend_for(screening, backend, wanted)
@@ -99,8 +103,6 @@ def encode(
 
 def normal(selection: Any, W_enc: Tensor) -> tuple[Selection, ...]:
     """A tuple of selections that fit d_sae and the device."""
-    if type(selection) is TopK and selection.among is None and selection.k <= W_enc.shape[0]:
-        return (selection,)
     given: tuple[Any, ...] = selection if isinstance(selection, tuple) else (selection,)
     if not given:
         raise ArgumentError("encode: an empty tuple of selections, expected at least one")
@@ -142,12 +144,13 @@ def _plain(x: Tensor) -> bool:
     return type(x) is Tensor and x.is_cpu and not torch.compiler.is_compiling()
 
 
+def _everyone(x: Tensor) -> Tensor:
+    return _EVERYONE if _plain(x) else x.new_empty(0, dtype=torch.bool)
+
+
 def top_k_call(x: Tensor, W_enc: Tensor, b_enc: Tensor | None, wanted: Sequence[TopK]) -> tuple[str, tuple[Any, ...]]:
     """The op and arguments that serve several `TopK`s in one pass."""
-    everyone = _EVERYONE if _plain(x) else x.new_empty(0, dtype=torch.bool)
-    if len(wanted) == 1:
-        (each,) = wanted
-        return "linear_topk", (x, W_enc, b_enc, [each.k], [each.relu], [everyone if each.among is None else each.among])
+    everyone = _everyone(x)
     among = [everyone if each.among is None else each.among for each in wanted]
     return "linear_topk", (x, W_enc, b_enc, [each.k for each in wanted], [each.relu for each in wanted], among)
 
