@@ -178,6 +178,7 @@ def test_saelens_own_trainer(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["train topk", "train batchtopk", "train standard", "train gated", "train jumprelu"])
+@pytest.mark.usefixtures("active")
 def test_its_step_makes_nothing_dense(kind: str) -> None:
     n, d_sae = 1024, 8192
     sae = made(kind, dtype="float32", d_sae=d_sae)
