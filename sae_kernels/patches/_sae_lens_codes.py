@@ -79,6 +79,11 @@ def rescaled(self: Any, codes: SparseCodes) -> SparseCodes:
     return codes.with_values(codes.values * self.W_dec.norm(dim=-1)[codes.indices.long()])
 
 
+def as_acts(self: Any, codes: SparseCodes) -> SparseCodes:
+    """Of the dtype that the host's acts have: inside `torch.autocast` its biases', which it adds to the product."""
+    return codes.with_values(codes.values.to(torch.promote_types(codes.values.dtype, self.b_dec.dtype)))
+
+
 def rows(self: Any) -> Tensor:
     """W_enc as (d_sae, d_in): for a pass with gradients, which reads rows again, a copy; else a view."""
     return self.W_enc.mT.contiguous() if torch.is_grad_enabled() else self.W_enc.mT

@@ -100,9 +100,11 @@ def encoded(self: Any, inside: Tensor, arithmetic: Arithmetic) -> Tensor:
     if _share(inside.reshape(-1, inside.shape[-1]), W_enc, b, lowest) >= FULL:
         return arithmetic.elementwise(inside @ W_enc + b, *arithmetic.vectors)[0][0]
     if hasattr(self, "b_gate"):
-        return dense_acts(kinds.gated(self, inside))
-    codes = encode(inside, W_enc.mT, b, Threshold(lowest))
-    return dense_acts(at_slots(arithmetic.elementwise, codes, None, arithmetic.vectors).acts[0])
+        acts = kinds.gated(self, inside)
+    else:
+        codes = encode(inside, W_enc.mT, b, Threshold(lowest))
+        acts = at_slots(arithmetic.elementwise, codes, None, arithmetic.vectors).acts[0]
+    return dense_acts(kinds.as_acts(self, acts))
 
 
 def standard_pass(self: Any, step_input: Any) -> Any:
@@ -175,7 +177,7 @@ class _Run:
         if _share(self.x, sae.W_enc, self.b, arithmetic.lowest) < FULL:
             codes = encode(self.x, kinds.rows(sae), self.b, Threshold(arithmetic.lowest))
             sums = at_slots(elementwise, replace(codes, lead=lead), sae.W_dec, vectors)
-            self.acts = LaterActs.of_codes(sums.acts[0])
+            self.acts = LaterActs.of_codes(kinds.as_acts(sae, sums.acts[0]))
         else:
             sums = in_chunks(elementwise, self.x, sae.W_enc, self.b, sae.W_dec, vectors)
             self.acts = LaterActs.counted(self._dense_acts, sae.W_enc, sums.fired, sums.l0.view(lead))

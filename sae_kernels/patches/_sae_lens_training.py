@@ -109,6 +109,7 @@ def _update_threshold(self: Any, codes: SparseCodes) -> None:
 
 def _as_host(self: Any, codes: SparseCodes) -> Tensor:
     """Dense acts, made if somebody reads them; torch's sparse ones where the SAE was asked for them."""
+    codes = kinds.as_acts(self, codes)
     if not getattr(self.activation_fn, "use_sparse_activations", False):
         if not kinds.rescales(self):
             return LaterActs.of_codes(codes)

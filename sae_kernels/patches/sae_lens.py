@@ -101,7 +101,7 @@ def _make_encode(codes: Codes) -> Callable[..., Any]:
         if not quiet(self) or _sparse_wanted(self):
             return host(self).encode(self, x)
         acts = codes_of_kind.rescaled(self, codes(self, self.process_sae_in(x)))
-        return self.hook_sae_acts_post(dense_acts(acts))
+        return self.hook_sae_acts_post(dense_acts(codes_of_kind.as_acts(self, acts)))
 
     return encode
 

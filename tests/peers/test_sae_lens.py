@@ -153,6 +153,33 @@ def test_bfloat16(kind: str) -> None:
     assert rms(mine) <= 1.5 * rms(theirs)
 
 
+@pytest.mark.parametrize(
+    "kind", ["topk", "topk rescaled", "jumprelu", "standard", "gated", "transcoder", "train topk", "train standard"]
+)
+def test_autocast(kind: str) -> None:
+    sae = made(kind, "float32")
+    x = data(2000, dtype=torch.float32)
+    truth = sae(x).detach()
+
+    def run() -> list[Tensor]:
+        with torch.autocast("cpu", torch.bfloat16):
+            out, acts = sae(x), sae.encode(x)
+            again = sae.decode(acts)
+        return [
+            out.detach(),
+            acts.detach(),
+            again.detach(),
+            *torch.autograd.grad(out.float().square().mean(), sae.W_dec),
+        ]
+
+    theirs, mine = plain_and_patched(sae, run)
+    assert [each.dtype for each in mine] == [each.dtype for each in theirs]
+    rms = lambda tensor: float((tensor.float() - truth).square().mean().sqrt())  # noqa: E731
+    assert rms(mine[0]) <= 1.5 * rms(theirs[0])
+    assert rms(mine[2]) <= 1.5 * rms(theirs[2])
+    assert float((mine[3] - theirs[3]).norm()) <= 0.05 * float(theirs[3].norm())
+
+
 @pytest.mark.parametrize("kind", ["topk", "train batchtopk", "train standard", "train gated", "train jumprelu"])
 def test_no_dense_tensor(kind: str) -> None:
     n, m = 1024, 9000

@@ -140,7 +140,9 @@ def test_lower_precision(kind: str) -> None:
 
         (out, theirs), (my_out, mine) = plain_and_patched(sae, run)
         assert {k: v.dtype for k, v in my_out.losses.items()} == {k: v.dtype for k, v in out.losses.items()}
-        assert my_out.sae_out.dtype == out.sae_out.dtype
+        for field in ("sae_out", "feature_acts", "hidden_pre"):
+            given_dtype = getattr(out, field).dtype
+            assert getattr(my_out, field).dtype == (+getattr(my_out, field)).dtype == given_dtype, field
         for name, a, b, c in zip(names, mine, theirs, truth, strict=True):
             assert a.dtype == b.dtype
             far = [float((each.double() - c).norm() / c.norm()) for each in (a, b)]
