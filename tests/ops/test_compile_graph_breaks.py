@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 SCRIPT = """
 import torch
 import sae_kernels as sk
@@ -29,6 +31,7 @@ print("same")
 """
 
 
+@pytest.mark.slow  # starts a process, which imports the compiler
 def test_ops_whose_outputs_have_any_number_of_slots() -> None:
     """The graph breaks at them; nothing of theirs is traced."""
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False)
