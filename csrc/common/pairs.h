@@ -4,12 +4,6 @@
 #pragma once
 #include "common/simd.h"
 
-#if defined(__clang__)
-#define SK_UNROLL _Pragma("unroll")
-#else
-#define SK_UNROLL _Pragma("GCC unroll 32")
-#endif
-
 namespace {
 
 constexpr int kPair = 2 * kLanes;

@@ -3,7 +3,7 @@
 #pragma once
 #include "common/simd.h"
 
-#if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AMX_INT8__)
+#if defined(SK_LEVEL) && SK_LEVEL >= 3  // isa.cpp.in; of compilers' own names for it there are two
 #define SK_TILES 1
 
 namespace {

@@ -3,13 +3,6 @@
 #pragma once
 #include "common/simd.h"
 
-// In front of a loop of known length over what is to stay in registers: compilers stop at 16 rounds by themselves.
-#if defined(__clang__)
-#define SK_UNROLL _Pragma("unroll")
-#else
-#define SK_UNROLL _Pragma("GCC unroll 32")
-#endif
-
 namespace {
 namespace few {
 
