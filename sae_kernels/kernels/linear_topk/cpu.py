@@ -1,8 +1,8 @@
 """`linear_topk` on the CPU: `torch.mm` on chunks, folded by C++ into the rows' candidates while in cache.
 
 A few tokens are one C++ call (`_few`), and with AMX some more of very many latents. Where bfloat16 products are fast,
-`screened.py` does many. Here, all scores are computed in float32. Bodies: csrc/select. Memory beside the outputs: that of
-`_pre_acts`, and 16 MiB of candidates (or those of 16 rows, about 16·k bytes each and selection, where that is more),
+`screened.py` does many. Here, all scores are computed in float32. Bodies: csrc/select. Memory beside the outputs: that
+of `_pre_acts`, and 16 MiB of candidates (or those of 16 rows, about 16·k bytes each and selection, where that is more),
 whatever N and M. Given the scores, the selection is exact and deterministic.
 """
 

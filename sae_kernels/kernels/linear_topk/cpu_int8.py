@@ -1,8 +1,8 @@
 """`linear_topk` on the CPU, screened by 8-bit products: the choice that `cpu` makes, but for a stated probability.
 
 Only by name: `encode(..., screening="int8")`, SAE_KERNELS_SCREENING=int8. What the probability is, and what it is over:
-`_screen.int8`. Values are exact whatever is chosen: x · w + b summed in float32. Bodies: csrc/screen/int8_*. Products are
-VNNI's, or with AMX and more than 4 tokens its tiles' (tested in emulation, not timed): the same integers either way.
+`_screen.int8`. Values are exact whatever is chosen: x · w + b summed in float32. Bodies: csrc/screen/int8_*. Products
+are VNNI's, or with AMX and more than 4 tokens its tiles' (tested in emulation, not timed): the same integers.
 
 Weights that are met again unchanged are read from a copy in 8 bits (M·d bytes and 16 a latent, bounded by
 SAE_KERNELS_SCREEN_CACHE); others are rounded 8 MiB at a time, which pays from `LEAST_TOKENS` on: with fewer, `cpu` runs
