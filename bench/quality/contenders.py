@@ -154,9 +154,9 @@ def transcoders() -> Iterator[Contender]:
         yield ours(row, (24.0, 28.0), k, points="mlp")
         make = lambda job, skip=skip: Sparsify(job, {**skip, **k(job.setting)})  # noqa: E731
         yield Contender(row, SPARSIFY, (24.0, 28.0), make, "mlp")
-    row, settings = "jumprelu_transcoder tanh", (0.11, 0.15)
-    yield ours(row, settings, penalty, architecture="jumprelu_transcoder", sparsity_loss="tanh", points="mlp")
-    yield Contender(row, PAPER, settings, papers.Transcoder, "mlp")
+    row = "jumprelu_transcoder tanh"
+    yield ours(row, (0.11, 0.15), penalty, architecture="jumprelu_transcoder", sparsity_loss="tanh", points="mlp")
+    yield Contender(row, PAPER, (0.2, 0.24), papers.Transcoder, "mlp")
 
 
 def several_layers() -> Iterator[Contender]:
