@@ -2,7 +2,7 @@
 //
 // Straight from the codes: where a row costs a few nanoseconds, listing it first (gather.h) takes as long again. Slots are
 // added one by one, in order. An empty one adds zero times zero instead of its latent's row, which may hold anything: no
-// branch, which nobody could predict.
+// branch, which nobody could predict. Where most are empty, the others are listed.
 #pragma once
 #include "common/gather.h"
 
@@ -18,21 +18,25 @@ inline bool sums_in_registers(const sk_matrix& w) {
   return w.cols <= kNarrow * kLanes || (is_cached<T>(w) && (sizeof(T) == 2 || w.cols <= kNotWide));
 }
 
+SK_INLINE bool is_empty(float value) { return bits_as<uint32_t>(value) << 1 == 0; }
+template <class T>
+SK_INLINE bool is_empty(T value) {
+  return static_cast<uint16_t>(value.bits << 1) == 0;
+}
+
 template <class T>
 struct Slots {
   const T* values;
   const int32_t* indices;
-  int64_t last;  // of all slots
+  int64_t count;  // of all slots
   const T* data;
   int64_t stride;
   const T* zeros;
 
-  SK_INLINE const T* row(int64_t slot, float value) const {
-    const T* found = data + indices[slot] * stride;
-    return value != 0 ? found : zeros;
-  }
-  SK_INLINE const T* later(int64_t slot) const {
-    return data + indices[slot + kLater < last ? slot + kLater : last] * stride;
+  SK_INLINE const T* row(int64_t slot, T value) const {
+    const auto found = reinterpret_cast<uintptr_t>(data + indices[slot] * stride);
+    const auto none = reinterpret_cast<uintptr_t>(zeros), which = -static_cast<uintptr_t>(is_empty(value));
+    return reinterpret_cast<const T*>(found ^ ((found ^ none) & which));
   }
 };
 
@@ -40,13 +44,14 @@ struct Slots {
 template <int V, bool Far, class T>
 inline void sum_columns(const Slots<T>& s, int64_t begin, int64_t end, int64_t at, T* out) {
   constexpr int kLine = 64 / sizeof(T);
+  // The last rows prefetch what they are about to add: there is nothing later.
+  const int32_t* ahead = s.indices + (end + kLater <= s.count ? kLater : 0);
   vf sum[V] = {};
   for (int64_t j = begin; j < end; ++j) {
-    const float value = to_float(s.values[j]);
-    const vf weight = splat(value);
-    const T* row = s.row(j, value) + at;
+    const vf weight = splat(to_float(s.values[j]));
+    const T* row = s.row(j, s.values[j]) + at;
     if (Far) {
-      const T* later = s.later(j) + at;
+      const T* later = s.data + ahead[j] * s.stride + at;
       SK_UNROLL
       for (int i = 0; i < V * kLanes; i += kLine) prefetch(later + i);
     }
@@ -82,10 +87,39 @@ inline void sum_slots(const Slots<T>& s, int64_t begin, int64_t end, int64_t d, 
   const int n = static_cast<int>(d - at);
   vf sum = {};
   for (int64_t j = begin; j < end; ++j) {
-    const float value = to_float(s.values[j]);
-    sum = fma(splat(value), load_part(s.row(j, value) + at, n), sum);
+    sum = fma(splat(to_float(s.values[j])), load_part(s.row(j, s.values[j]) + at, n), sum);
   }
   store_part(out + at, sum, n);
+}
+
+// The slots of a row that are not empty, and the next row's to prefetch.
+template <class T>
+struct Listed {
+  static constexpr int64_t kMost = 256;
+  T values[kMost];
+  int32_t indices[kMost + kLater];
+
+  Slots<T> list(const Slots<T>& s, int64_t begin, int64_t end, int64_t& kept) {
+    kept = 0;
+    for (int64_t j = begin; j < end; ++j) {
+      values[kept] = s.values[j];
+      indices[kept] = s.indices[j];
+      kept += !is_empty(s.values[j]);
+    }
+    for (int i = 0; i < kLater; ++i) indices[kept + i] = s.indices[end + i < s.count ? end + i : s.count - 1];
+    return {values, indices, kept + kLater, s.data, s.stride, s.zeros};
+  }
+};
+
+template <bool Far, class T>
+inline void sum_row(const Slots<T>& s, int64_t begin, int64_t end, int64_t d, T* out) {
+  int64_t empty = 0;
+  for (int64_t j = begin; j < end; ++j) empty += is_empty(s.values[j]);
+  if (2 * empty <= end - begin || end - begin > Listed<T>::kMost) return sum_slots<Far>(s, begin, end, d, out);
+  Listed<T> listed;
+  int64_t kept;
+  const Slots<T> some = listed.list(s, begin, end, kept);
+  sum_slots<Far>(some, 0, kept, d, out);
 }
 
 }  // namespace

@@ -37,13 +37,13 @@ sk_status spmm(int32_t dtype, sk_codes codes, sk_matrix w, sk_output out, int32_
       const Scratch<T> zeros(d);
       if (!zeros.data) return failure(SK_NO_MEMORY);
       memset(zeros.data, 0, static_cast<size_t>(d) * sizeof(T));
-      const Slots<T> slots{static_cast<const T*>(codes.values), codes.indices, codes.nnz - 1,
+      const Slots<T> slots{static_cast<const T*>(codes.values), codes.indices, codes.nnz,
                            static_cast<const T*>(w.data), w.stride, zeros.data};
       const bool far = w.rows * d * static_cast<int64_t>(sizeof(T)) > kNearBytes;
       parallel_runs(codes.n, 16, threads, [&](int, int64_t begin, int64_t end) {
         for (int64_t r = begin; r < end; ++r) {
-          if (far) sum_slots<true>(slots, row_begin(codes, r), row_end(codes, r), d, row_of<T>(out, r));
-          else sum_slots<false>(slots, row_begin(codes, r), row_end(codes, r), d, row_of<T>(out, r));
+          if (far) sum_row<true>(slots, row_begin(codes, r), row_end(codes, r), d, row_of<T>(out, r));
+          else sum_row<false>(slots, row_begin(codes, r), row_end(codes, r), d, row_of<T>(out, r));
         }
       });
       return success();
