@@ -83,7 +83,7 @@ amx-run: $(VENV)/.developing
 		-DSAE_KERNELS_ASSUME_AMX=$(if $(filter emulated,$(AMX_TILES)),ON,OFF) -DCMAKE_CXX_FLAGS=-Werror \
 		-Wno-dev --log-level=WARNING
 	PATH="$(abspath $(BIN)):$$PATH" cmake --build build/amx
-	SAE_KERNELS_REQUIRE_CPU=1 SAE_KERNELS_TILES=$(AMX_TILES) PYTHONPATH=tests/support/emulated \
+	OMP_WAIT_POLICY=passive SAE_KERNELS_REQUIRE_CPU=1 SAE_KERNELS_TILES=$(AMX_TILES) PYTHONPATH=tests/support/emulated \
 		SAE_KERNELS_EMULATED="$(CURDIR)/build/amx/kernels_server" \
 		$(BIN)/python -m pytest -q -p emulated -p no:cacheprovider -k "cpu and not every_isa" $(AMX_TESTS)
 
