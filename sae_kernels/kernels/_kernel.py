@@ -290,6 +290,9 @@ def _wants(args: Iterable[Any]) -> str:
     return found
 
 
+NAMESPACE = "sae_kernels_"  # begins the names of the ops' nodes in an autograd graph
+
+
 def _recorded(op: Op) -> type[torch.autograd.Function]:
     """The op with its gradient, for ordinary tensors: what `register_autograd` makes of it takes three times as long.
 
@@ -312,7 +315,7 @@ def _recorded(op: Op) -> type[torch.autograd.Function]:
         return (*(None if isinstance(grad, list) else grad for grad in found), None, None)
 
     functions = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
-    return type(op.name, (torch.autograd.Function,), functions)
+    return type(f"{NAMESPACE}{op.name}", (torch.autograd.Function,), functions)
 
 
 def _hide_from_compiler(function: Callable[..., Any]) -> None:

@@ -19,10 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._kernel import NAMESPACE
 from ..transpose import triton as transpose
 from .inputs import Codes
 
-_FORMULA = "GeneratedBackwardFor_sae_kernels_"  # how torch.library names the node of an op's gradient formula
+# How the node of an op's gradient formula is named: by `Op` itself, and by torch.library.
+_FORMULAS = NAMESPACE, f"GeneratedBackwardFor_{NAMESPACE}"
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ def clear() -> None:
 def backward_pass() -> int | None:
     """A number for the backward pass in which one of the package's gradient formulas is running; None: none is."""
     node = getattr(torch._C, "_current_autograd_node", lambda: None)()
-    if node is None or not node.name().startswith(_FORMULA):
+    if node is None or not node.name().startswith(_FORMULAS):
         return None
     number = getattr(torch._C, "_current_graph_task_id", lambda: -1)()
     return None if number < 0 else number
