@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from support.compare import assert_close
+from support.loss_gradients import loss_gradients
 
 import sae_kernels as sk
 from bench import cases
@@ -16,15 +17,8 @@ CODERS = {"topk": {}, "transcoder": {"d_target": 12, "skip": True}}
 
 
 def gradients(coder: sk.SparseCoder, backend: str) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    x, target = cases.normal(6, D), cases.normal(6, coder.W_dec.shape[1], seed=1)
-    dead = torch.arange(M) % 3 == 0
-    coder.zero_grad()
-    with sk.use(backend):
-        loss = coder.loss(x, target if coder.architecture == "transcoder" else None, dead=dead).total
-    loss.backward()  # outside the block: it keeps to the backend of the forward
-    found = [parameter.grad.clone() for parameter in coder.parameters() if parameter.grad is not None]
-    assert len(found) == len(list(coder.parameters()))
-    return loss.detach(), found
+    target = cases.normal(6, coder.d_out, seed=1) if coder.architecture == "transcoder" else None
+    return loss_gradients(coder, backend, cases.normal(6, D), target, torch.arange(M) % 3 == 0)
 
 
 @pytest.mark.parametrize("architecture", CODERS)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from support.compare import assert_close
+from support.loss_gradients import loss_gradients
 
 import sae_kernels as sk
 from bench import cases
@@ -19,13 +20,7 @@ CODERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def gradients(coder: sk.SparseCoder, backend: str) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    coder.zero_grad()
-    with sk.use(backend):
-        loss = coder.loss(cases.normal(6, 16), cases.normal(6, coder.d_out, seed=1)).total
-    loss.backward()  # outside the block: it keeps to the backend of the forward
-    found = [parameter.grad.clone() for parameter in coder.parameters() if parameter.grad is not None]
-    assert len(found) == len(list(coder.parameters()))
-    return loss.detach(), found
+    return loss_gradients(coder, backend, cases.normal(6, 16), cases.normal(6, coder.d_out, seed=1))
 
 
 @pytest.mark.parametrize("kind", CODERS)

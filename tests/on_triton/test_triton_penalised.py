@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from support.compare import assert_close
+from support.loss_gradients import loss_gradients
 
 import sae_kernels as sk
 from bench import cases
@@ -18,13 +19,7 @@ CODERS = {
 
 
 def gradients(coder: sk.SparseCoder, backend: str) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    coder.zero_grad()
-    with sk.use(backend):
-        loss = coder.loss(cases.normal(6, 16)).total
-    loss.backward()  # outside the block: it keeps to the backend of the forward
-    found = [parameter.grad.clone() for parameter in coder.parameters() if parameter.grad is not None]
-    assert len(found) == len(list(coder.parameters()))
-    return loss.detach(), found
+    return loss_gradients(coder, backend, cases.normal(6, 16))
 
 
 @pytest.mark.parametrize("kind", CODERS)
