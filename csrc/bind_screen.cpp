@@ -5,11 +5,11 @@ namespace bind {
 
 namespace {
 
-// (upper, lower, index, count, bound, computed, n, k)
+// (upper, lower, index, count, bound, computed, n, k, room)
 sk_screened_topk screened_topk(address upper, address lower, address index, address count, address bound,
-                               address computed, int64_t n, int64_t k) {
+                               address computed, int64_t n, int64_t k, int64_t room) {
   return {at<int32_t>(upper), at<int32_t>(lower), at<int32_t>(index), at<int32_t>(count), at<int32_t>(bound),
-          at<int64_t>(computed), n, k};
+          at<int64_t>(computed), n, k, room};
 }
 
 // (upper, lower, rows, index, bound, count, computed, keep, room)
@@ -78,13 +78,13 @@ void screen_ops(nb::module_& m) {
   });
   m.def("screened_topk_room", [](int64_t k) { return active_kernels().screened_topk_room(k); });
   m.def("screened_topk_fold", [](int dtype, address upper, address lower, address index, address count, address bound,
-                                 address computed, int64_t n, int64_t k, address scores, int64_t rows, int64_t cols,
+                                 address computed, int64_t n, int64_t k, int64_t room, address scores, int64_t rows, int64_t cols,
                                  int64_t stride, address x, int64_t x_rows, int64_t x_cols, int64_t x_stride, address W,
                                  int64_t W_rows, int64_t W_cols, int64_t W_stride, int64_t W_first,
                                  address x_norms, address x_dropped, address W_norms, address W_dropped,
                                  address bias, address among, int64_t first, int threads) {
     return run([&](const sk_kernels& kernels) {
-      return kernels.screened_topk_fold(dtype, screened_topk(upper, lower, index, count, bound, computed, n, k),
+      return kernels.screened_topk_fold(dtype, screened_topk(upper, lower, index, count, bound, computed, n, k, room),
                                         matrix(scores, rows, cols, stride), matrix(x, x_rows, x_cols, x_stride),
                                         matrix(W, W_rows, W_cols, W_stride), W_first,
                                         norms(x_norms, x_dropped, W_norms, W_dropped), at<const float>(bias),
@@ -92,21 +92,21 @@ void screen_ops(nb::module_& m) {
     });
   });
   m.def("screened_topk_settle", [](int dtype, address upper, address lower, address index, address count, address bound,
-                                   address computed, int64_t n, int64_t k, address x,
+                                   address computed, int64_t n, int64_t k, int64_t room, address x,
                                    int64_t x_rows, int64_t x_cols, int64_t x_stride, address W, int64_t W_rows,
                                    int64_t W_cols, int64_t W_stride, int64_t W_first, address bias, int threads) {
     return run([&](const sk_kernels& kernels) {
-      return kernels.screened_topk_settle(dtype, screened_topk(upper, lower, index, count, bound, computed, n, k),
+      return kernels.screened_topk_settle(dtype, screened_topk(upper, lower, index, count, bound, computed, n, k, room),
                                           matrix(x, x_rows, x_cols, x_stride), matrix(W, W_rows, W_cols, W_stride),
                                           W_first, at<const float>(bias), threads);
     });
   });
   m.def("screened_topk_finish", [](int dtype, address upper, address lower, address index, address count, address bound,
-                                   address computed, int64_t n, int64_t k, address x, int64_t x_rows, int64_t x_cols,
+                                   address computed, int64_t n, int64_t k, int64_t room, address x, int64_t x_rows, int64_t x_cols,
                                    int64_t x_stride, address W, int64_t W_rows, int64_t W_cols, int64_t W_stride,
                                    address bias, bool relu, address values, address indices, int threads) {
     return run([&](const sk_kernels& kernels) {
-      return kernels.screened_topk_finish(dtype, screened_topk(upper, lower, index, count, bound, computed, n, k),
+      return kernels.screened_topk_finish(dtype, screened_topk(upper, lower, index, count, bound, computed, n, k, room),
                                           matrix(x, x_rows, x_cols, x_stride), matrix(W, W_rows, W_cols, W_stride),
                                           at<const float>(bias), relu, at<void>(values), at<int32_t>(indices), threads);
     });

@@ -91,6 +91,8 @@ def k_sparse() -> Iterator[Contender]:
     followed = lambda value: {**follow, **k(value)}  # noqa: E731
     yield ours("topk", exact, k)
     yield Contender("topk", SPARSIFY, exact, lambda job: Sparsify(job, k(job.setting)))
+    groups = {"activation": "groupmax"}  # one latent of each of k groups: nothing here is trained so
+    yield Contender("groupmax", SPARSIFY, exact, lambda job: Sparsify(job, {**groups, **k(job.setting)}))
     yield lens("topk", exact, "topk")
     yield learned("topk", exact, "top_k.TopKTrainer", followed)
 

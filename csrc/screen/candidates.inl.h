@@ -110,10 +110,22 @@ struct Candidates {
     memcpy(upper, lower, size_t(count) * sizeof(int32_t));
   }
 
+  // Computes the k of the greatest upper bounds, and drops what their scores leave behind: wide bounds keep many times
+  // k standing, of which these few are nearly always the best. (By lower bounds, what is exact already would come first.)
+  template <class E>
+  void probe(const E& exactly) {
+    thin();
+    if (count <= k) return;
+    compute(exactly, Float32::kLeast, sel::kth(sel::Keys<int32_t, sel::AsStored>(upper, count), count, k, k).key);
+    thin();
+  }
+
   // Makes room.
   template <class E>
   void shrink(const E& exactly) {
     thin();
+    if (count <= (room + k) / 2) return;
+    probe(exactly);
     if (count <= (room + k) / 2) return;
     compute(exactly, Float32::kLeast, Float32::kLeast);
     keep_best();
@@ -129,11 +141,7 @@ struct Candidates {
   // The k best of all.
   template <class E>
   void finish(const E& exactly) {
-    thin();
-    int32_t best = Float32::kLeast;  // the k of the greatest lower bounds first: theirs often decide
-    if (count > k) best = sel::kth(sel::Keys<int32_t, sel::AsStored>(lower, count), count, k, k).key;
-    compute(exactly, best, Float32::kLeast);
-    thin();
+    probe(exactly);
     compute(exactly, Float32::kLeast, Float32::kLeast);
     keep_best();
   }

@@ -95,7 +95,19 @@ SK_INLINE vf butterfly(vf v) {
 inline void hadamard(float* a, int64_t size) {
   for (int64_t i = 0; i < size; i += kLanes)
     store(a + i, butterfly<8>(butterfly<4>(butterfly<2>(butterfly<1>(load(a + i))))));
-  for (int64_t step = kLanes < 16 ? kLanes : 16; step < size; step *= 2)
+  int64_t step = kLanes < 16 ? kLanes : 16;
+  for (; 4 * step <= size; step *= 4)  // two stages at a time: half the traffic
+    for (int64_t i = 0; i < size; i += 4 * step)
+      for (int64_t j = i; j < i + step; j += kLanes) {
+        const vf one = load(a + j), two = load(a + j + step), three = load(a + j + 2 * step);
+        const vf four = load(a + j + 3 * step);
+        const vf odd = one + two, even = one - two, above = three + four, below = three - four;
+        store(a + j, odd + above);
+        store(a + j + step, even + below);
+        store(a + j + 2 * step, odd - above);
+        store(a + j + 3 * step, even - below);
+      }
+  for (; step < size; step *= 2)
     for (int64_t i = 0; i < size; i += 2 * step)
       for (int64_t j = i; j < i + step; j += kLanes) {
         const vf one = load(a + j), other = load(a + j + step);
@@ -103,6 +115,18 @@ inline void hadamard(float* a, int64_t size) {
         store(a + j + step, one - other);
       }
 }
+
+typedef int8_t vb __attribute__((vector_size(SK_LANES)));
+
+// A sum of int32 vectors in 64 bits.
+struct Total {
+  vi lanes{};
+  int64_t sum = 0;
+  SK_INLINE void flush() {
+    for (int l = 0; l < kLanes; ++l) sum += lanes[l];
+    lanes = vi{};
+  }
+};
 
 // What is random about a width.
 struct Randomness {
@@ -143,7 +167,22 @@ struct Step {
   int64_t sum;     // of q
   int64_t dithered;  // of q times the other side's dither, in units of 2^-15
   float norm;      // of the row, rounded up; NaN where it is not bounded
+  float rest;      // of what s (q - u) leaves of the rotated row, rounded up
 };
+
+// What may be off for certain beside what rounding left of the rows, over |w|: the grids, the rotations, and float
+// arithmetic.
+inline double unseen(const Step& token, int64_t d, int64_t width) {
+  const double root = __builtin_sqrt(double(width)), eps = 0x1p-24, X = double(token.norm) + token.size * root / 2;
+  const double sides = (X + token.size * root) * (1 + root / kLevels);  // of integer rows, times their steps
+  int log = 0;
+  while (int64_t(1) << log < width) ++log;
+  return 2 * root / (kLevels * kGrid) * X        // both grids
+         + 5 * (log + 3) * eps * token.norm      // rotations: two of each row
+         + token.size / (2 * kLevels)            // q.u, rounded
+         + 16 * eps * sides                      // converting, scaling and adding integer products
+         + (double(d) / 8 + 16) * eps * token.norm;  // dot_rows: sums of every eighth product, at the most
+}
 
 // q of one row, int8 in `out`; `mine` and `others`: the dithers of its side and of the other one.
 template <class T>
@@ -160,7 +199,7 @@ inline Step round_row(const T* row, int64_t d, const Randomness& random, const i
   const float norm = norm_above(squares);
   if (!(norm == norm)) {
     memset(out, 0, size_t(width));
-    return {1, false, 0, 0, norm};
+    return {1, false, 0, 0, norm, norm};
   }
   random.rotate(rotated);
   vu most{};
@@ -175,7 +214,8 @@ inline Step round_row(const T* row, int64_t d, const Randomness& random, const i
   }
   const float step = largest / kLevels;
   const vf per_grid = splat(float(kGrid) / step), magic = splat(0x1.8p23f);
-  int64_t sum = 0, dithered = 0;
+  Total sum, dithered;  // at most 127 and 127 * 2^14 a coordinate
+  Squares rest;
   for (int64_t i = 0; i < width; i += kLanes) {
     const vi grid = (vi)(load(rotated + i) * per_grid + magic) - (vi)magic;  // rounds: both lie within 2^22
     vi u;
@@ -183,14 +223,18 @@ inline Step round_row(const T* row, int64_t d, const Randomness& random, const i
     const vi q = (2 * grid + u + kGrid) >> 15;
     vi other;
     memcpy(&other, others + i, sizeof other);
-    const vi product = q * other;
-    for (int l = 0; l < kLanes; ++l) {
-      out[i + l] = int8_t(q[l]);
-      sum += q[l];
-      dithered += product[l];
-    }
+    sum.lanes += q;
+    dithered.lanes += q * other;
+    if (i % (512 * kLanes) == 0) dithered.flush();
+    // q - u in units of 2^-15 is an integer below 2^23: a float holds it
+    const vf taken = __builtin_convertvector((q << 15) - u, vf);
+    rest.add(fma(splat(-step * 0x1p-15f), taken, load(rotated + i)));
+    const vb bytes = __builtin_convertvector(q, vb);
+    memcpy(out + i, &bytes, sizeof bytes);
   }
-  return {step, true, sum, dithered, norm + kTiny};
+  sum.flush();
+  dithered.flush();
+  return {step, true, sum.sum, dithered.sum, norm + kTiny, norm_above(rest) + kTiny};
 }
 
 }  // namespace int8
@@ -199,9 +243,28 @@ inline Step round_row(const T* row, int64_t d, const Randomness& random, const i
 // Bytes a row takes, in both.
 inline int64_t int8_width(int64_t d) { return screen::int8::width(d); }
 
+namespace screen {
+namespace int8 {
+
+// out: four bytes q + 128 of each of a group's rows, then the next four of each. 64 bytes of all rows at a time, whose
+// lines of `out` stay in the first cache.
+inline void interleave(const int8_t* q, int64_t size, uint8_t* out) {
+  for (int64_t i = 0; i < size; i += 64)
+    for (int64_t lane = 0; lane < kAbreast; ++lane)
+      for (int64_t j = i; j < i + 64 && j < size; j += 4) {
+        uint32_t four;
+        memcpy(&four, q + lane * size + j, 4);
+        four ^= 0x80808080u;
+        memcpy(out + j * kAbreast + 4 * lane, &four, 4);
+      }
+}
+
+}  // namespace int8
+}  // namespace screen
+
 // packed: latents in groups of 32, zeros in the last one's place where there are fewer; within a group four bytes
-// q + 128 of one latent, then of the next, then the next four of each. numbers (4, latents in whole groups): s,
-// -s v.(q - u), the norm, s^2 / the norm.
+// q + 128 of one latent, then of the next, then the next four of each. numbers (5, latents in whole groups): s,
+// -s v.(q - u), the norm, s^2 / the norm, the norm of what is left of the row.
 sk_status int8_latents(int32_t dtype, sk_matrix a, uint8_t* packed, float* numbers, int32_t threads) {
   using namespace screen::int8;
   if (a.rows < 0 || a.cols < 0 || a.cols > kMostColumns) return failure(SK_BAD_SIZE);
@@ -215,34 +278,29 @@ sk_status int8_latents(int32_t dtype, sk_matrix a, uint8_t* packed, float* numbe
     using T = decltype(type);
     parallel_runs(groups, 1 + (1 << 15) / (size * kAbreast), threads, [&](int, int64_t begin, int64_t end) {
       const Scratch<float> rotated(size);
-      const Scratch<int8_t> q(size);
+      const Scratch<int8_t> q(size * kAbreast);
       if (!rotated.data || !q.data) {
         __atomic_store_n(&full, 1, __ATOMIC_RELAXED);
         return;
       }
       for (int64_t g = begin; g < end; ++g) {
-        uint8_t* out = packed + g * kAbreast * size;
         for (int64_t lane = 0; lane < kAbreast; ++lane) {
           const int64_t r = g * kAbreast + lane;
-          Step step{0, true, 0, 0, screen::int8::kTiny};
+          Step step{0, true, 0, 0, screen::int8::kTiny, screen::int8::kTiny};
           if (r < a.rows) {
             step = round_row(row_of<T>(a, r), a.cols, random, random.latents.data, random.tokens.data, rotated.data,
-                             q.data);
+                             q.data + lane * size);
           } else {
-            memset(q.data, 0, size_t(size));
-          }
-          for (int64_t i = 0; i < size; i += 4) {
-            uint32_t four;
-            memcpy(&four, q.data + i, 4);
-            four ^= 0x80808080u;
-            memcpy(out + i * kAbreast + 4 * lane, &four, 4);
+            memset(q.data + lane * size, 0, size_t(size));
           }
           const double offset = double(step.dithered) * 0x1p-15 - double(crossed) * 0x1p-30;
           numbers[r] = step.size;
           numbers[padded + r] = r < a.rows && step.bounded ? float(-step.size * offset) : 0;
           numbers[2 * padded + r] = step.norm;
           numbers[3 * padded + r] = step.size / step.norm * step.size;
+          numbers[4 * padded + r] = step.rest;
         }
+        interleave(q.data, size, packed + g * kAbreast * size);
       }
     });
     return success();
@@ -250,8 +308,8 @@ sk_status int8_latents(int32_t dtype, sk_matrix a, uint8_t* packed, float* numbe
   return full ? failure(SK_NO_MEMORY) : status;
 }
 
-// packed: tokens in tiles as TokenTile says, zeros in the last one's place where there are fewer. numbers (2, n): s, the
-// norm. starts (n,): -128 sum q - round(q.u).
+// packed: tokens in tiles as TokenTile says, zeros in the last one's place where there are fewer. numbers (4, n): s, the
+// norm, that of what is left and `unseen`, `unseen` alone. starts (n,): -128 sum q - round(q.u).
 sk_status int8_tokens(int32_t dtype, sk_matrix a, int8_t* packed, float* numbers, int32_t* starts, int32_t threads) {
   using namespace screen::int8;
   if (a.rows < 0 || a.cols < 0 || a.cols > kMostColumns) return failure(SK_BAD_SIZE);
@@ -280,6 +338,9 @@ sk_status int8_tokens(int32_t dtype, sk_matrix a, int8_t* packed, float* numbers
                                         rotated.data, q.data);
             numbers[r] = step.size;
             numbers[a.rows + r] = step.norm;
+            const double certain = unseen(step, a.cols, size);
+            numbers[2 * a.rows + r] = float((1 + 0x1p-12) * (step.rest + certain));
+            numbers[3 * a.rows + r] = float((1 + 0x1p-12) * certain);
             starts[r] = int32_t(-128 * step.sum - ((step.dithered + kGrid) >> 15));
           } else {
             memset(q.data, 0, size_t(size));

@@ -6,6 +6,14 @@ namespace {
 namespace screen {
 namespace int8 {
 
+constexpr int64_t kBlockBytes = 1 << 18;  // of latents that all of a run's tokens see before the next
+
+SK_INLINE vf integers(const int32_t* p) {
+  vi v;
+  memcpy(&v, p, sizeof v);
+  return __builtin_convertvector(v, vf);
+}
+
 #if defined(__AVX512F__)
 // Assembly: the intrinsic needs flags this file is not compiled with, and GCC 12 spills its sums. bytes: unsigned.
 SK_INLINE void add_products(__m512i& sum, __m512i bytes, __m512i tokens) {

@@ -1,12 +1,18 @@
 // linear_topk's selection, screened by products of 8-bit rows: the filter follows each tile's products while they
 // are in the first cache, and what it lets through is settled in float32 as in screened_topk.inl.h.
 //
-// How far a screening score may lie from x . w as `dot_rows` computes it, but for the probability that `widths`
-// stands for (derived in sae_kernels/kernels/_screen/int8.py; |w| and |x| as kept, rounded up):
+// How far a screening score may lie from x . w as `dot_rows` computes it. For certain (widths 0), with |x - x'| and
+// |w - w'| as kept, what rounding left of the rotated rows, and |x'| <= |x| + |x - x'|:
+//
+//   |x - x'| |w| + (|x| + |x - x'|) |w - w'|                   Cauchy-Schwarz
+//
+// Or but for the probability that `widths` stands for (derived in sae_kernels/kernels/_screen/int8.py; |w| and |x| as
+// kept, rounded up):
 //
 //   widths sqrt((s_x |w|)^2 + (s_w X)^2)                       chance: the dithers'; X = |x| + s_x sqrt(d) / 2
 //     <= widths X |w| (a / (2 r) (a + (s_w / |w|)^2 / a) + ...) as a tangent: two numbers a latent, two a token
-//   the rest is certain: what the grid, the rotation and float arithmetic leave, a multiple of X |w|
+//
+// Both and what the grid, the rotation and float arithmetic leave for certain, a multiple of X |w|.
 #pragma once
 #include "screen/int8_tile.inl.h"
 #include "screen/screened_topk.inl.h"
@@ -17,29 +23,22 @@ namespace int8 {
 
 // One score computed exactly for every so many screened costs about as much as screening saves.
 constexpr int64_t kScreenedAComputed = 48;
-constexpr int64_t kBlockBytes = 1 << 18;  // of latents that all of a run's tokens see before the next
 
-// A token's share of the bound: of_norm |w| + of_spread s_w^2 / |w| + what the bias adds.
+// A token's share of the bound: of_norm |w| + of_spread s_w^2 / |w| + what the bias adds; where it is certain, |w - w'|
+// stands in the place of s_w^2 / |w|.
 struct Share {
   float of_norm, of_spread;
 };
 
-inline Share share_of(float step, float norm, int64_t d, int64_t width, float widths) {
-  const double root = __builtin_sqrt(double(width)), X = double(norm) + step * root / 2;
-  const double alpha = step / X, up = 1 + 0x1p-12;
-  int log = 0;
-  while (int64_t(1) << log < width) ++log;
-  const double eps = 0x1p-24;
-  const double sides = (X + step * root) * (1 + root / kLevels);  // of integer rows, times their steps
-  const double certain =
-      2 * root / (kLevels * kGrid) * X                       // both grids
-      + 5 * (log + 3) * eps * norm                           // rotations: two of each row
-      + step / (2 * kLevels)                                 // q.u, rounded
-      + 16 * eps * sides                                     // converting, scaling and adding integer products
-      + (double(d) / 8 + 16) * eps * norm;                   // dot_rows: sums of every eighth product, at the most
+inline Share share_of(const sk_int8_tokens& tokens, int64_t r, int64_t width, float widths) {
+  const float step = tokens.scale[r], norm = tokens.norm[r], rest = tokens.rest[r];
+  const double up = 1 + 0x1p-12;
+  if (widths == 0) return {rest, float(up * (double(norm) + rest))};
+  const double X = double(norm) + step * __builtin_sqrt(double(width)) / 2, alpha = step / X;
   // sqrt(a^2 + b^2) <= (a^2 + b^2) / (2 r) + r / 2, with equality at r = sqrt(2) a if b = a
-  const double r = __builtin_sqrt(2.0) * alpha;
-  return {float(up * (widths * X * (alpha * alpha / (2 * r) + r / 2) + certain)), float(up * widths * X / (2 * r))};
+  const double at = __builtin_sqrt(2.0) * alpha;
+  const double of_norm = widths * X * (alpha * alpha / (2 * at) + at / 2);
+  return {float(up * (of_norm + tokens.unseen[r])), float(up * widths * X / (2 * at))};
 }
 
 // What a token's scores are made with, and compared with.
@@ -59,20 +58,14 @@ SK_INLINE uint64_t not_below(vf high, vf least) {
 #endif
 }
 
-SK_INLINE vf integers(const int32_t* p) {
-  vi v;
-  memcpy(&v, p, sizeof v);
-  return __builtin_convertvector(v, vf);
-}
-
 // What the scores of 32 latents need beside their products.
 struct Group {
   const float *scale, *offset, *norm, *spread;
   float bias[kAbreast], slack[kAbreast];  // slack: what adding the bias rounds away, and what flushed denormals were
   uint64_t allowed;
 
-  Group(const sk_int8_latents& latents, const float* biases, const uint8_t* among, int64_t at)
-      : scale(latents.scale + at), offset(latents.offset + at), norm(latents.norm + at), spread(latents.spread + at) {
+  Group(const sk_int8_latents& latents, const float* spreads, const float* biases, const uint8_t* among, int64_t at)
+      : scale(latents.scale + at), offset(latents.offset + at), norm(latents.norm + at), spread(spreads + at) {
     const int64_t left = latents.count - at, first = latents.first + at;
     allowed = left < kAbreast ? (uint64_t(1) << left) - 1 : 0xffffffffu;
     for (int l = 0; l < kAbreast; l += kLanes) {
@@ -127,6 +120,7 @@ struct Fold {
   const sk_int8_tokens& tokens;
   const sk_int8_latents& latents;
   const sk_matrix &x, &W;
+  int64_t W_first;
   const float* bias;
   const uint8_t* among;
   float widths;
@@ -143,7 +137,8 @@ struct Fold {
   void take(int64_t part, int64_t r, Token& token, const Group& group, const int32_t* products, uint64_t bits,
             int64_t first, int64_t screened) const {
     Candidates c = candidates(part, r);
-    const Exactly<T> exactly{row_of<T>(x, r), W, 0, bias};
+    const Exactly<T> exactly{row_of<T>(x, r), W, W_first, bias};
+    const int64_t allowance = (widths == 0 ? 16 : 8) * s.k;
     for (int l = 0; l < kAbreast; l += kLanes) {
       const uint64_t here = bits >> l & ((uint64_t(1) << kLanes) - 1);
       if (!here) continue;
@@ -152,7 +147,7 @@ struct Fold {
       if (!c.full()) continue;
       c.shrink(exactly);
       if (c.contradicted) c.count = kContradicted;
-      else if (token.computed + c.computed > 8 * s.k + screened / kScreenedAComputed) c.count = kUnsettled;
+      else if (token.computed + c.computed > allowance + screened / kScreenedAComputed) c.count = kUnsettled;
       if (c.count < 0) break;
     }
     token.computed += c.computed;
@@ -174,9 +169,10 @@ struct Fold {
     for (int64_t r = first_row; r < end_row; ++r) {
       if (latents.first == 0) s.count[part * tokens.n + r] = 0, s.bound[part * tokens.n + r] = Float32::kLeast;
       const Candidates c = candidates(part, r);
-      const Share share = share_of(tokens.scale[r], tokens.norm[r], x.cols, size, widths);
+      const Share share = share_of(tokens, r, size, widths);
       known[r - first_row] = {tokens.scale[r], least_of(c), share, 0, open(c)};
     }
+    const float* spreads = widths == 0 ? latents.rest : latents.spread;
     const int64_t groups = (latents.count + kAbreast - 1) / kAbreast, begin = groups * part / parts;
     const int64_t end = groups * (part + 1) / parts, block = 1 + kBlockBytes / (size * kAbreast);
     for (int64_t b = begin; b < end; b += block)
@@ -193,7 +189,7 @@ struct Fold {
         for (int64_t g = b; g < end && g < b + block; ++g) {
           const uint8_t* ws = static_cast<const uint8_t*>(latents.packed) + g * kAbreast * size;
           tile_products(tile, xs, ws, size / 4, starts, products.data);
-          const Group group(latents, bias, among, g * kAbreast);
+          const Group group(latents, spreads, bias, among, g * kAbreast);
           uint64_t bits[kTile];
           group.filter(count, products.data, mine, bits);
           for (int i = 0; i < count; ++i)
@@ -210,7 +206,7 @@ struct Fold {
 };
 
 inline bool fits(const sk_screened_topk& s, int64_t parts, const sk_matrix& x, const sk_matrix& W) {
-  return s.k >= 1 && parts >= 1 && s.n == parts * x.rows && x.cols == W.cols && x.cols <= kMostColumns &&
+  return s.k >= 1 && s.room >= candidate_room(s.k) && parts >= 1 && s.n == parts * x.rows && x.cols == W.cols && x.cols <= kMostColumns &&
          W.rows <= INT32_MAX;
 }
 
@@ -247,10 +243,10 @@ inline bool with_all(const sk_screened_topk& s, int64_t parts, int64_t r, const 
 // Folds latents in, ascending from call to call; those of one call only where there are several parts. state.n = parts
 // times the tokens: each part of the latents has lists of its own.
 sk_status int8_topk_fold(int32_t dtype, sk_screened_topk s, int64_t parts, sk_int8_tokens tokens,
-                         sk_int8_latents latents, sk_matrix x, sk_matrix W, const float* bias, const uint8_t* among,
-                         float widths, int32_t threads) {
+                         sk_int8_latents latents, sk_matrix x, sk_matrix W, int64_t W_first, const float* bias,
+                         const uint8_t* among, float widths, int32_t threads) {
   using namespace screen::int8;
-  if (!fits(s, parts, x, W) || x.rows != tokens.n || !screen::covers(W, 0, latents.first, latents.count) ||
+  if (!fits(s, parts, x, W) || x.rows != tokens.n || !screen::covers(W, W_first, latents.first, latents.count) ||
       (parts > 1 && latents.first > 0))
     return failure(SK_BAD_SIZE);
   if (tokens.n == 0) return success();
@@ -262,7 +258,7 @@ sk_status int8_topk_fold(int32_t dtype, sk_screened_topk s, int64_t parts, sk_in
   int32_t full = 0;
   const sk_status status = for_dtype(dtype, [&](auto type) {
     using T = decltype(type);
-    const Fold<T> fold{s, parts, tokens, latents, x, W, bias, among, widths, width(x.cols), layout};
+    const Fold<T> fold{s, parts, tokens, latents, x, W, W_first, bias, among, widths, width(x.cols), layout};
     parallel_runs(parts * runs, 1, threads, [&](int, int64_t begin, int64_t end) {
       for (int64_t u = begin; u < end; ++u) {
         const int64_t part = u / runs, run = u % runs;

@@ -35,8 +35,8 @@ struct Batch {
     *s.count = kept;
   }
 
-  // Computes those whose lower bound is at least `low`.
-  void compute(int32_t low) const {
+  // Computes those whose upper bound is at least `high`.
+  void compute(int32_t high) const {
     parallel_runs(*s.count, 2048, threads, [&](int, int64_t begin, int64_t end) {
       constexpr int kBatch = Exactly<T>::kBatch;
       int32_t latents[kBatch], keys[kBatch];
@@ -47,7 +47,7 @@ struct Batch {
         for (; i < end && n < kBatch && s.rows[i] == row; ++i) {
           at[n] = i;
           latents[n] = s.index[i];
-          n += (s.upper[i] != s.lower[i]) & (s.lower[i] >= low);
+          n += (s.upper[i] != s.lower[i]) & (s.upper[i] >= high);
         }
         Exactly<T>{row_of<T>(x, row), W, W_first, bias}.keys(latents, n, keys);
         for (int j = 0; j < n; ++j) s.upper[at[j]] = s.lower[at[j]] = keys[j];
@@ -57,8 +57,18 @@ struct Batch {
     });
   }
 
+  // As Candidates::probe.
+  void probe() const {
+    thin();
+    if (*s.count <= s.keep) return;
+    compute(sel::kth(sel::Keys<int32_t, sel::AsStored>(s.upper, *s.count), *s.count, s.keep, s.keep).key);
+    thin();
+  }
+
   void shrink() const {
     thin();
+    if (*s.count <= (s.room + s.keep) / 2) return;
+    probe();
     if (*s.count <= (s.room + s.keep) / 2) return;
     compute(Float32::kLeast);
     int32_t bound[2] = {INT32_MIN, INT32_MAX};
@@ -69,10 +79,7 @@ struct Batch {
 
   // Leaves exact entries, and no fewer than `keep` where there were as many.
   void finish() const {
-    thin();
-    if (*s.count > s.keep)  // the keep best of the lower bounds first: theirs often decide
-      compute(sel::kth(sel::Keys<int32_t, sel::AsStored>(s.lower, *s.count), *s.count, s.keep, s.keep).key);
-    thin();
+    probe();
     compute(Float32::kLeast);
   }
 };

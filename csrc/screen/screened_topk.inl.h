@@ -11,8 +11,8 @@ inline int64_t screened_topk_room(int64_t k) { return screen::candidate_room(k);
 namespace screen {
 
 inline Candidates candidates_of(const sk_screened_topk& s, int64_t r, bool started) {
-  const int64_t at = r * candidate_room(s.k);
-  Candidates c{s.upper + at, s.lower + at, s.index + at, 0, candidate_room(s.k) - sel::kSlack, s.k, Float32::kLeast, 0};
+  const int64_t at = r * s.room;
+  Candidates c{s.upper + at, s.lower + at, s.index + at, 0, s.room - sel::kSlack, s.k, Float32::kLeast, 0};
   if (started) {
     c.count = s.count[r];
     c.bound = s.bound[r];
@@ -60,7 +60,8 @@ inline void offer(Candidates& c, const Around& scores, const uint8_t* among, int
 }
 
 inline bool fits(const sk_screened_topk& s, const sk_matrix& x, const sk_matrix& W) {
-  return s.k >= 1 && s.n >= 0 && x.rows >= s.n && x.cols == W.cols && W.rows <= INT32_MAX;
+  return s.k >= 1 && s.room >= candidate_room(s.k) && s.n >= 0 && x.rows >= s.n && x.cols == W.cols &&
+         W.rows <= INT32_MAX;
 }
 
 // Whether the rows of latents first, first + 1, ... first + cols - 1 are among W's, which begin at W_first.

@@ -1,4 +1,5 @@
-"""Screening in 8 bits: the choice among exactly computed scores, but for a probability no test can wait for."""
+"""Screening in 8 bits: the choice among exactly computed scores, for certain or but for a probability no test can wait
+for."""
 
 from __future__ import annotations
 
@@ -13,36 +14,40 @@ from typing import Any
 import pytest
 import torch
 from support.guarded import placed
-from support.screening import HARD, Problem, assert_best, normal
+from support.screening import HARD, Problem, assert_best, no_8_bits, normal
 from torch import Tensor
 
 from sae_kernels.kernels import _cpu
 from sae_kernels.kernels._screen import int8
 from sae_kernels.kernels.linear_topk import cpu as linear_topk
-from sae_kernels.kernels.linear_topk import cpu_int8, screened
+from sae_kernels.kernels.linear_topk import cpu_int8, in_8_bits, screened
 
 KEPT, CHUNKS = "kept", "chunks"
+CERTAIN, CHANCE = "certain", "chance"
 
 
 @pytest.fixture(autouse=True)
 def _alone(cpu: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if _cpu.isa() in ("avx512", "amx") and not _cpu.ask("fast_int8"):
+    if no_8_bits():
         pytest.skip("AVX-512 without VNNI")
     monkeypatch.setenv("SAE_KERNELS_SCREENING", "on")  # what becomes of rows that are given up: sums in one order
     monkeypatch.setattr(screened, "SCREENED_A_COMPUTED", 1)
     monkeypatch.setattr(cpu_int8, "LEAST_TOKENS", 1)
-    monkeypatch.setattr(cpu_int8, "LEAST_PART", 64)
-    monkeypatch.setattr(cpu_int8, "LATENTS_BYTES", 1 << 15)
+    monkeypatch.setattr(in_8_bits, "LEAST_PART", 64)
+    monkeypatch.setattr(in_8_bits, "LATENTS_BYTES", 1 << 15)
 
 
-@pytest.fixture(params=[KEPT, CHUNKS])
+@pytest.fixture(params=[f"{bounds}-{source}" for bounds in (CERTAIN, CHANCE) for source in (KEPT, CHUNKS)])
 def source(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """With a copy of the weights, or without."""
+    """Bounds of either kind, with a copy of the weights or without."""
+    bounds, source = request.param.split("-")
 
     def copy(W: Tensor, tokens: int) -> int8.Latents | None:
-        return int8.Latents.empty(*W.shape).of(W) if request.param == KEPT else None
+        return int8.Latents.empty(*W.shape).of(W) if source == KEPT else None
 
     monkeypatch.setattr(cpu_int8, "kept", copy)
+    if bounds == CERTAIN:
+        monkeypatch.setattr(cpu_int8, "widths", lambda m: int8.CERTAIN)
     return request.param
 
 
@@ -137,14 +142,15 @@ def test_any_number_of_threads_and_any_run_give_the_same(source: str, n: int, th
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
 
-def _intervals(x: Tensor, W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _intervals(x: Tensor, W: Tensor, widths: float | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Between what each score is said to lie, and the scores, in float64."""
     (n, _), m = x.shape, W.shape[0]
+    widths = int8.widths(m) if widths is None else widths
     room = _cpu.ask("screened_topk_room", m)
     lists, progress, computed = torch.empty(3, n, room).int(), torch.empty(2, n).int(), torch.zeros(1).long()
     tokens, latents = int8.Tokens.of(x), int8.Latents.empty(*W.shape).of(W)
-    state = (*(each.data_ptr() for each in (*lists, *progress)), computed.data_ptr(), n, m, 1)
-    inputs = (*tokens.args(), *latents.args(0, m), *_cpu.pointers(x), *_cpu.pointers(W), 0, 0, int8.widths(m))
+    state = (*(each.data_ptr() for each in (*lists, *progress)), computed.data_ptr(), n, m, room, 1)
+    inputs = (*tokens.args(), *latents.args(0, m), *_cpu.pointers(x), *_cpu.pointers(W), 0, 0, 0, widths)
     _cpu.call("int8_topk_fold", 0, *state, *inputs)
     assert torch.equal(lists[2, :, :m], torch.arange(m).int().expand(n, m))
     high, low = (_score_of(keys[:, :m]).double() for keys in lists[:2])
@@ -182,6 +188,34 @@ def test_errors_are_as_the_derivation_says_whatever_the_rows(tokens: str, latent
         assert relative.square().mean().sqrt() > 0.8  # and not much wider than it has to be
 
 
+@pytest.mark.parametrize("tokens", FIXED)
+@pytest.mark.parametrize("latents", FIXED)
+def test_certain_bounds_hold_whatever_the_rows(tokens: str, latents: str) -> None:
+    """And are no wider than Cauchy-Schwarz has them, with errors of a step's twelfth squared a coordinate."""
+    n, m, d = 60, 500, 200
+    x, W = FIXED[tokens](n, d), FIXED[latents](m, d)
+    low, high, truth = _intervals(x, W, int8.CERTAIN)
+    assert (low <= truth).all()
+    assert (truth <= high).all()
+    if tokens == latents == "normal":
+        sizes = x.norm(dim=1)[:, None] * W.norm(dim=1)
+        assert 0.005 < ((high - low) / 2 / sizes).mean() < 0.02
+
+
+def test_certain_bounds_hold_where_errors_add_up() -> None:
+    """For a token along what rounding left of a latent. Bounds by chance do not: this token knows the dice."""
+    W = torch.randn(40, 512)
+    x = torch.randn(8000, 512)
+    low, high, truth = _intervals(x, W, int8.CERTAIN)
+    dropped = torch.linalg.lstsq(x.double(), truth - (low + high) / 2).solution.mT.float().contiguous()
+    low, high, truth = (each.diagonal() for each in _intervals(dropped, W, int8.CERTAIN))
+    assert ((low <= truth) & (truth <= high)).all()
+    share = (truth - (low + high) / 2) / ((high - low) / 2)
+    assert share.median() > 0.4  # one half is for what rounding left of the token
+    low, high, _ = (each.diagonal() for each in _intervals(dropped, W))
+    assert (truth > high).all()
+
+
 @pytest.mark.parametrize("widths", [None, 0.02])
 def test_exact_scores_outside_their_bounds_are_noticed(widths: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bounds that do not hold, whatever the reason: rows in which one is met are computed otherwise."""
@@ -202,7 +236,7 @@ def test_exact_scores_outside_their_bounds_are_noticed(widths: float | None, mon
 
 def test_rows_that_bounds_do_not_settle_are_computed_otherwise(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     x, W, b = normal(30, 64, 4000)
-    monkeypatch.setattr(cpu_int8, "LEAST_PART", 4000)  # one list a token
+    monkeypatch.setattr(in_8_bits, "LEAST_PART", 4000)  # one list a token
     W[200:] = W[200] + 1e-4 * W[200:]  # for tokens along it, nearly equal and best; for the others, low
     along = torch.arange(30) % 10 == 3
     x = torch.where(along[:, None], 1, -1) * W[200] * 20 + 0.1 * x
@@ -221,14 +255,14 @@ def test_rows_that_bounds_do_not_settle_are_computed_otherwise(source: str, monk
 
 def test_few_tokens_of_weights_without_a_copy_are_not_screened(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_int8, "LEAST_TOKENS", 10)
-    monkeypatch.setattr(cpu_int8, "_choose", lambda *_: pytest.fail("screened"))
+    monkeypatch.setattr(in_8_bits, "choose", lambda *_: pytest.fail("screened"))
     problem = normal(9, 64, 700)
     assert_best(problem, 5, select(problem, 5))
 
 
 def test_what_is_declined(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_cpu, "isa", lambda: "avx512")
-    monkeypatch.setattr(int8, "_vnni", lambda: True)
+    monkeypatch.setattr(int8, "vnni", lambda: True)
     pieces = "W's rows do not lie in one piece, strides (1, 30) (needs inner stride 1: W.contiguous())"
     assert int8.why_not(torch.randn(64, 30).mT) == pieces
     assert int8.why_not(torch.empty(1, 1 << 16 | 1)) == "d is 65537 (needs at most 65536)"
@@ -241,7 +275,7 @@ def test_machines_without_vnni_are_declined(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(_cpu, "isa", lambda: "avx2")
     assert int8.why_not(W) == "instruction set is avx2 (needs avx512 with VNNI)"
     monkeypatch.setattr(_cpu, "isa", lambda: "avx512")
-    monkeypatch.setattr(int8, "_vnni", lambda: False)
+    monkeypatch.setattr(int8, "vnni", lambda: False)
     assert int8.why_not(W) == "this processor lacks VNNI (needs avx512 with VNNI)"
 
 
@@ -257,7 +291,8 @@ import sys, pytest
 sys.path.insert(0, sys.argv[1])
 import test_cpu_int8
 print("copies", test_cpu_int8.copies())
-sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-k", "(exact or hard) and kept", test_cpu_int8.__file__]))
+some = "(exact or hard or certain) and not chunks"
+sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-k", some, test_cpu_int8.__file__]))
 """
 
 

@@ -38,7 +38,7 @@ def test_made_when_met_again_and_used_from_then_on() -> None:
     W = torch.randn(410, 70)
     assert [used(W) for _ in range(4)] == [False, False, True, True]
     assert kept.counts == {"made": 1, "used": 2, "stale": 0}
-    assert kept.kept_bytes() == 416 * (80 + 16)  # whole groups of 32 latents, whole vectors of 16 coordinates
+    assert kept.kept_bytes() == 416 * (80 + 20)  # whole groups of 32 latents, whole vectors of 16 coordinates
     assert int8.Latents.bytes_of(W) == kept.kept_bytes()
 
 
@@ -46,14 +46,14 @@ def test_beside_a_copy_in_bfloat16() -> None:
     W = torch.randn(400, 64)
     assert [kept.kept(W) is None for _ in range(2)] == [True, False]
     assert [used(W) for _ in range(3)] == [False, False, True]
-    assert kept.kept_bytes() == 400 * (2 * 64 + 8) + 416 * (64 + 16)
+    assert kept.kept_bytes() == 400 * (2 * 64 + 8) + 416 * (64 + 20)
 
 
 def test_none_that_would_be_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
     W = torch.randn(416, 64)
-    monkeypatch.setenv("SAE_KERNELS_SCREEN_CACHE", str(416 * 80 - 1))
+    monkeypatch.setenv("SAE_KERNELS_SCREEN_CACHE", str(416 * 84 - 1))
     assert not any(used(W, 300) for _ in range(3))
-    monkeypatch.setenv("SAE_KERNELS_SCREEN_CACHE", str(416 * 80))
+    monkeypatch.setenv("SAE_KERNELS_SCREEN_CACHE", str(416 * 84))
     assert [used(W) for _ in range(3)] == [False, False, True]
 
 

@@ -1,4 +1,4 @@
-"""Screening in bfloat16: what comes out is the choice among exactly computed scores, whatever the numbers."""
+"""Screening by products of few bits: what comes out is the choice among exact scores, whatever the numbers."""
 
 from __future__ import annotations
 
@@ -10,30 +10,36 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.screening import HARD, Problem, assert_best, cut_small, normal
+from support.screening import HARD, Problem, assert_best, cut_small, no_8_bits, normal
 from torch import Tensor
 
 from bench import cases
 from sae_kernels.errors import ConfigError
 from sae_kernels.kernels import _cpu
-from sae_kernels.kernels._screen import chunks, policy
+from sae_kernels.kernels._screen import BFLOAT16, INT8, chunks, int8, policy
+from sae_kernels.kernels._screen.int8 import certain_room
 from sae_kernels.kernels.linear_topk import cpu as linear_topk
 from sae_kernels.kernels.linear_topk import screened
 
 NAN = float("nan")
+PRODUCTS = BFLOAT16
 
 
-@pytest.fixture(autouse=True)
-def _screening(cpu: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, params=[BFLOAT16, INT8])
+def products(request: pytest.FixtureRequest, cpu: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """On, in small chunks, and never given up."""
+    if request.param == INT8 and no_8_bits():
+        pytest.skip("AVX-512 without VNNI")
     monkeypatch.setenv("SAE_KERNELS_SCREENING", "on")
     monkeypatch.setattr(screened, "SCREENED_A_COMPUTED", 1)
     cut_small(monkeypatch)
+    monkeypatch.setitem(globals(), "PRODUCTS", request.param)
+    return request.param
 
 
 def select(problem: Problem, k: int, among: Tensor | None = None) -> list[Tensor]:
     """The k best by screening alone."""
-    found, done = screened.run(*problem, [k], [False], [among])
+    found, done = screened.run(*problem, [k], [False], [among], PRODUCTS)
     assert done == problem[0].shape[0]
     return found
 
@@ -85,18 +91,29 @@ def test_hard_numbers_of_16_bits(kind: str, dtype: torch.dtype) -> None:
 
 PINNED = """
 import sys, pytest
+if sys.argv.pop(1) == "int8":
+    from support import screening
+    if screening.no_8_bits():
+        sys.exit()
+    screening.screen_in_8_bits()
 chosen = ["-k", "(cpu and topk and not batch) or hard_numbers or 16_bit", *sys.argv[1:]]
 sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", *chosen]))
 """
 
 
 @pytest.mark.parametrize("isa", _cpu.isas())
-def test_these_and_the_tests_of_the_op_pass_in_every_isa(isa: str) -> None:
+def test_these_and_the_tests_of_the_op_pass_in_every_isa(isa: str, products: str) -> None:
     """In a process of its own: the instruction set is chosen once."""
+    mode = {BFLOAT16: "on", INT8: "auto"}[products]
     tests = [str(Path(__file__).with_name(f"test_{name}.py")) for name in ("ops_linear", "cpu_screening")]
     run = subprocess.run(
-        [sys.executable, "-P", "-c", PINNED, *tests],
-        env={**os.environ, "SAE_KERNELS_SCREENING": "on", "SAE_KERNELS_ISA": isa},
+        [sys.executable, "-P", "-c", PINNED, products, *tests],
+        env={
+            **os.environ,
+            "SAE_KERNELS_SCREENING": mode,
+            "SAE_KERNELS_ISA": isa,
+            "PYTHONPATH": str(Path(__file__).parents[1]),
+        },
         capture_output=True,
         text=True,
         timeout=300,
@@ -111,7 +128,7 @@ def test_masks_and_several_selections() -> None:
     few[300::211] = True
     masks = [None, torch.rand(1200) < 0.4, few, torch.zeros(1200, dtype=torch.bool), torch.rand(1200) < 0.9]
     ks = [1200, 64, 9, 3, 1]
-    found, done = screened.run(*problem, ks, [False] * 5, masks)
+    found, done = screened.run(*problem, ks, [False] * 5, masks, PRODUCTS)
     assert done == 19
     for i, (k, mask) in enumerate(zip(ks, masks, strict=True)):
         assert_best(problem, k, found[2 * i : 2 * i + 2], mask)
@@ -131,7 +148,7 @@ def test_relu_no_bias_and_strides() -> None:
     padded = torch.full((19, 70), NAN)
     padded[:, 3:67] = x
     for mine in (padded[:, 3:67], x.mT.contiguous().mT):
-        (values, indices), _ = screened.run(mine, W - 0.3, None, [900], [True], [None])
+        (values, indices), _ = screened.run(mine, W - 0.3, None, [900], [True], [None], PRODUCTS)
         full, same = select((x, W - 0.3, torch.zeros(1200)), 900)
         assert torch.equal(indices, same)
         assert torch.equal(values, full.relu())
@@ -154,7 +171,7 @@ def test_what_bounds_cannot_decide_goes_to_float32(kind: str, monkeypatch: pytes
     x, W, b = HARD[kind](*normal(40, 96, 6000))
     if kind == "tokens that are not finite":
         x[17:] = NAN
-    _, done = screened.run(x, W, b, [8], [False], [None])
+    _, done = screened.run(x, W, b, [8], [False], [None], PRODUCTS)
     assert done < 40
     found = linear_topk.run(x, W, b, [8], [False], [torch.empty(0, dtype=torch.bool)])
     monkeypatch.setenv("SAE_KERNELS_SCREENING", "off")
@@ -164,39 +181,55 @@ def test_what_bounds_cannot_decide_goes_to_float32(kind: str, monkeypatch: pytes
 
 @pytest.mark.parametrize("size", ["S", "L", "XL"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_memory_is_bounded(size: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_bounded(size: str, dtype: torch.dtype, products: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     n, d, m, k = (getattr(cases.SIZES[size], name) for name in ("n", "d", "d_sae", "k"))
     x, W = (torch.empty(1, d, dtype=dtype).expand(rows, d) for rows in (n, m))
-    monkeypatch.setattr(chunks, "kept", lambda W: None)
+    monkeypatch.setenv("SAE_KERNELS_SCREEN_CACHE", "0")
     rooms = [_cpu.ask("screened_topk_room", each) for each in (k, 4 * k)]
-    scratch = chunks.ScreeningScores(x, W, screened.CANDIDATES_BYTES // (12 * sum(rooms)))
-    taken = (
-        scratch._scores.nbytes
-        + scratch._tokens.nbytes
-        + scratch._latents.nbytes
-        + scratch._rows.nbytes
-        + 12 * sum(rooms) * scratch.rows
-    )
-    assert taken <= 64 << 20
+    if products == INT8:
+        rooms = [certain_room(each, d) for each in (k, 4 * k)]
+    scratch = chunks.ScreeningScores(x, W, screened.CANDIDATES_BYTES // (12 * sum(rooms)), products)
+    assert scratch.nbytes + 12 * sum(rooms) * scratch.rows <= 64 << 20
 
 
 def test_when_it_screens(monkeypatch: pytest.MonkeyPatch) -> None:
     x, W = torch.empty(64, 128), torch.empty(2048, 128)
-    assert policy.screens(x, W, [32])
-    assert policy.screens(x, W.mT.contiguous().mT, [32])
+    pieces = W.mT.contiguous().mT
+    assert policy.screens(x, W, [32]) == policy.screens(x, pieces, [32]) == BFLOAT16
     assert not policy.screens(x[:, :0], W[:, :0], [32])
     monkeypatch.setenv("SAE_KERNELS_SCREENING", "off")
     assert not policy.screens(x, W, [32])
     monkeypatch.setenv("SAE_KERNELS_SCREENING", "auto")
+    monkeypatch.setattr(int8, "vnni", lambda: False)
     for pays in (False, True):
         monkeypatch.setattr(policy, "screening_pays", lambda pays=pays: pays)
-        assert policy.screens(x, W, [32]) is pays
-    assert not policy.screens(x, W.mT.contiguous().mT, [32])  # rows in pieces: only for many tokens
-    assert policy.screens(x.repeat(16, 1), W.mT.contiguous().mT, [32])
+        assert policy.screens(x, W, [32]) == (BFLOAT16 if pays else "")
+    assert not policy.screens(x, pieces, [32])  # rows in pieces: only for many tokens
+    assert policy.screens(x.repeat(16, 1), pieces, [32])
     assert not policy.screens(x[:, :32], W[:, :32], [32])
     assert not policy.screens(x, W[:512], [8])
     assert not policy.screens(x, W, [32, 256])
     monkeypatch.setenv("SAE_KERNELS_SCREENING", "maybe")
     with pytest.raises(ConfigError, match="SAE_KERNELS_SCREENING=maybe, expected one of auto, on, off"):
         policy.screens(x, W, [32])
+
+
+def test_when_it_screens_in_8_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With VNNI and without AMX, many tokens, no more than 4096 coordinates, and many latents for each one chosen."""
+    monkeypatch.setenv("SAE_KERNELS_SCREENING", "auto")
+    monkeypatch.setattr(int8, "vnni", lambda: True)
+    monkeypatch.setattr(_cpu, "isa", lambda: "avx512")
+    x, W, wide = torch.empty(256, 128), torch.empty(1 << 14, 128), (torch.empty(256, 3500), torch.empty(1 << 14, 3500))
+    for pays, choice in ((False, 48), (True, 128)):
+        monkeypatch.setattr(policy, "screening_pays", lambda pays=pays: pays)
+        other = BFLOAT16 if pays else ""
+        assert policy.screens(x, W, [16, (1 << 14) // choice - 16]) == INT8
+        assert policy.screens(x, W, [(1 << 14) // choice + 1]) == other
+        assert policy.screens(x, W, []) == INT8
+        assert policy.screens(x[:255], W, [16]) == other
+        assert policy.screens(*wide, [16]) == (BFLOAT16 if pays else INT8)
+    assert policy.screens_with_copy(x[:255], W, [16])
+    assert not policy.screens_with_copy(x, W, [16])
+    monkeypatch.setattr(_cpu, "isa", lambda: "amx")
+    assert policy.screens(x, W, [16]) == BFLOAT16

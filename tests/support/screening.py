@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sae_kernels.kernels._screen import chunks
+from sae_kernels.kernels import _cpu
+from sae_kernels.kernels._screen import chunks, policy
 from sae_kernels.kernels.sddmm import cpu as sddmm
 from sae_kernels.kernels.topk import reference as topk
 from support.compare import assert_same
@@ -21,6 +22,17 @@ def cut_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks of no more than 16 tokens and 320 latents."""
     monkeypatch.setattr(chunks, "ROWS", 16)
     monkeypatch.setattr(chunks, "COLS", 320)
+
+
+def screen_in_8_bits() -> None:
+    """From now on, in this process, whatever the problem's size and the instruction set."""
+    policy._8_bits_pay = policy._large_enough = lambda *_: True
+    policy.LEAST_N_INT8 = 1
+
+
+def no_8_bits() -> bool:
+    """This machine lacks what its instruction set's products of 8 bits are made with."""
+    return _cpu.isa() in ("avx512", "amx") and not _cpu.ask("fast_int8")
 
 
 def exact_scores(x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:

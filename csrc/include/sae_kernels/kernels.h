@@ -23,7 +23,7 @@
 extern "C" {
 #endif
 
-#define SAE_KERNELS_ABI 1
+#define SAE_KERNELS_ABI 2
 #define SAE_KERNELS_CAPSULE "sae_kernels.kernels.v1"
 #define SK_LACKS(table, entry) ((table)->size <= offsetof(sk_kernels, entry) || !(table)->entry)
 
@@ -81,10 +81,10 @@ typedef struct { int32_t *keys, *index, *count, *bound; int64_t n, k; } sk_runni
  * and bound {INT32_MIN, INT32_MAX}. */
 typedef struct { int32_t *keys, *rows, *index, *bound; int64_t *count, keep, room; } sk_batch_topk;
 
-/* The state of linear_topk from screening scores: candidates between two bounds. upper, lower and index have screened_topk_room(k)
- * entries a row, count and bound one; `computed` is one number, which every exact computation of a score adds 1 to. The fold
+/* The state of linear_topk from screening scores: candidates between two bounds. upper, lower and index have `room` >=
+ * screened_topk_room(k) entries a row, count and bound one; `computed` is one number, which every exact computation of a score adds 1 to. The fold
  * whose `first` is 0 starts all but `computed`. */
-typedef struct { int32_t *upper, *lower, *index, *count, *bound; int64_t *computed, n, k; } sk_screened_topk;
+typedef struct { int32_t *upper, *lower, *index, *count, *bound; int64_t *computed, n, k, room; } sk_screened_topk;
 
 /* The same for linear_batch_topk. upper, lower, rows and index have `room` >= screened_batch_room(keep, widest chunk) entries.
  * Starts with count and computed 0 and bound INT32_MIN. */
@@ -108,10 +108,14 @@ enum {
   SK_GIVEN_UP = 4      /* the copy decided too little. Results are without it */
 };
 
-/* Tokens and latents as int8_tokens and int8_latents left them; the tokens' numbers are scale and norm, the latents' scale,
- * offset, norm and spread. `first` is the first latent's number, `count` how many there are. */
-typedef struct { const void *packed; const float *scale, *norm; const int32_t *start; int64_t n; } sk_int8_tokens;
-typedef struct { const void *packed; const float *scale, *offset, *norm, *spread; int64_t first, count; } sk_int8_latents;
+/* Tokens and latents as int8_tokens and int8_latents left them; the tokens' numbers are scale, norm, rest and unseen, the latents'
+ * scale, offset, norm, spread and rest. `first` is the first latent's number, `count` how many there are. */
+typedef struct { const void *packed; const float *scale, *norm, *rest, *unseen; const int32_t *start; int64_t n; } sk_int8_tokens;
+typedef struct {
+  const void *packed;
+  const float *scale, *offset, *norm, *spread, *rest;
+  int64_t first, count;
+} sk_int8_latents;
 
 typedef struct sk_kernels {
   int32_t abi;     /* SAE_KERNELS_ABI */
@@ -231,21 +235,24 @@ typedef struct sk_kernels {
 
   /* bytes a row takes in both of what follows */
   int64_t (*int8_width)(int64_t d);
-  /* packed (latents in whole groups of 32, width) and numbers (4, latents in whole groups) of a's rows */
+  /* packed (latents in whole groups of 32, width) and numbers (5, latents in whole groups) of a's rows */
   sk_status (*int8_latents)(int32_t dtype, sk_matrix a, uint8_t *packed, float *numbers, int32_t threads);
-  /* packed (a.rows + 31, width rounded up to a multiple of 64) bytes, numbers (2, a.rows) and starts (a.rows,); how rows lie
+  /* packed (a.rows + 31, width rounded up to a multiple of 64) bytes, numbers (4, a.rows) and starts (a.rows,); how rows lie
    * in `packed` is this table's own affair */
   sk_status (*int8_tokens)(int32_t dtype, sk_matrix a, int8_t *packed, float *numbers, int32_t *starts, int32_t threads);
-  /* state.n = parts * x.rows; several parts: all latents in one call. widths: how many standard deviations count. A row that
-   * its bounds do not settle gets a negative count */
+  /* state.n = parts * x.rows; several parts: all latents in one call. W's first row is latent W_first. widths: how many standard
+   * deviations count; 0: bounds hold for certain. A row that its bounds do not settle gets a negative count */
   sk_status (*int8_topk_fold)(int32_t dtype, sk_screened_topk state, int64_t parts, sk_int8_tokens tokens,
-                              sk_int8_latents latents, sk_matrix x, sk_matrix W, const float *bias, const uint8_t *among,
-                              float widths, int32_t threads);
+                              sk_int8_latents latents, sk_matrix x, sk_matrix W, int64_t W_first, const float *bias,
+                              const uint8_t *among, float widths, int32_t threads);
   /* as screened_topk_finish; failed (x.rows,) = 1 where a row was not settled, 2 where a score was not what `latents`
    * says: these rows are not written */
   sk_status (*int8_topk_finish)(int32_t dtype, sk_screened_topk state, int64_t parts, sk_matrix x, sk_matrix W,
                                 const float *bias, int32_t relu, void *values, int32_t *indices, uint8_t *failed,
                                 int32_t threads);
+  /* scores (tokens.n, latents.count) bf16 for the screened_* of above, of latents `first` onwards; with norms = the tokens' norm
+   * and rest, the latents' norm and rest from `first` on, what bounds those of bfloat16 products bounds these for certain */
+  sk_status (*int8_scores)(sk_int8_tokens tokens, sk_int8_latents latents, int64_t d, sk_output scores, int32_t threads);
 } sk_kernels;
 
 #ifdef __cplusplus

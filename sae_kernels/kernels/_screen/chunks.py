@@ -1,4 +1,4 @@
-"""Screening scores, chunk by chunk in one reused scratch: x Wᵀ from inputs rounded to bfloat16, in bfloat16.
+"""Screening scores, chunk by chunk in one reused scratch: x Wᵀ from inputs rounded to fewer bits, in bfloat16.
 
 Candidates are computed row by row of W. Where its rows do not lie in one piece, those of a chunk are copied so that
 they do, and candidates have to be settled before the next chunk.
@@ -17,9 +17,9 @@ from torch import Tensor
 
 from .. import _cpu
 from .._pre_acts import even
-from .kept import kept
-from .rounded import Rounded, round_rows
+from .products import Bfloat16Products, EightBitProducts, Norms, Products
 
+BFLOAT16, INT8 = "bfloat16", "int8"  # products to screen with
 SCORES = 4 << 20  # elements
 TOKENS, LATENTS = 8 << 20, 2 << 20  # elements of rounded rows
 ROWS, COLS = 4096, 8192
@@ -31,11 +31,11 @@ def in_pieces(W: Tensor) -> bool:
 
 
 class Tokens(NamedTuple):
-    """A chunk of tokens, as they are and rounded."""
+    """A chunk of tokens, and the addresses of its norms."""
 
     row: int
     x: Tensor
-    rounded: Rounded
+    norms: Norms
 
 
 class Chunk(NamedTuple):
@@ -52,38 +52,41 @@ class Chunk(NamedTuple):
 class ScreeningScores:
     """Chunks of scores: tokens in the outer loop, latents, ascending, in the inner one."""
 
-    def __init__(self, x: Tensor, W: Tensor, max_rows: int = ROWS) -> None:
+    def __init__(self, x: Tensor, W: Tensor, max_rows: int = ROWS, products: str = BFLOAT16) -> None:
         self.x, self.W = x.detach(), W.detach()
         (self.n, d), self.m = x.shape, W.shape[0]
         self.rows = even(self.n, min(ROWS, max(16, min(max_rows, TOKENS // d))), 16)
         cols = min(COLS, SCORES // self.rows, max(16, LATENTS // d))
-        self.cols = even(self.m, cols, 64 if cols >= 64 else 1)
+        self.cols = even(self.m, cols, 64 if cols >= 64 or products == INT8 else 1)
         self._scores = torch.empty(self.rows * self.cols, dtype=torch.bfloat16)
-        self._tokens = Rounded.empty(self.rows, d, x.dtype)
         self.settles = in_pieces(W)
-        self._kept = None if self.settles else kept(W)
         self._rows = torch.empty(self.cols if self.settles else 0, d, dtype=W.dtype)
-        self._latents = self._kept or Rounded.empty(self.cols, d, W.dtype)
+        self._products: Products
+        if products == INT8:
+            self._products = EightBitProducts(self.rows, self.cols, self.W, not self.settles)
+        else:
+            self._products = Bfloat16Products(self.rows, self.cols, self.W, x.dtype, not self.settles)
+
+    @property
+    def nbytes(self) -> int:
+        """Of all scratch."""
+        return self._scores.nbytes + self._rows.nbytes + self._products.nbytes
 
     def tokens(self) -> Iterator[Tokens]:
         """Each chunk of tokens."""
         for row in range(0, self.n, self.rows):
             x = _cpu.matrix(self.x[row : row + self.rows])
-            yield Tokens(row, x, round_rows(x, self._tokens))
+            yield Tokens(row, x, self._products.take(x))
 
     def scores(self, tokens: Tokens) -> Iterator[Chunk]:
         """Each chunk of latents; the next one overwrites it."""
         rows = tokens.x.shape[0]
         for first in range(0, self.m, self.cols):
-            cols = min(self.cols, self.m - first)
-            rows_of_W = (*_cpu.pointers(self.W), 0)
-            if self._kept is not None:
-                latents = self._kept.part(first, cols)
-            elif self.settles:
-                W = self._rows[:cols].copy_(self.W[first : first + cols])
-                latents, rows_of_W = round_rows(W, self._latents), (*_cpu.pointers(W), first)
-            else:
-                latents = round_rows(self.W[first : first + cols], self._latents)
+            W, rows_of_W = self.W[first : first + self.cols], (*_cpu.pointers(self.W), 0)
+            cols = W.shape[0]
+            if self.settles:
+                W = self._rows[:cols].copy_(W)
+                rows_of_W = (*_cpu.pointers(W), first)
             out = self._scores[: rows * cols].view(rows, cols)
-            torch.mm(tokens.rounded.data, latents.data.mT, out=out)
-            yield Chunk(first, out, rows_of_W, (*tokens.rounded.norms(), *latents.norms()))
+            norms = self._products.scores(W, first, out)
+            yield Chunk(first, out, rows_of_W, (*tokens.norms, *norms))

@@ -38,7 +38,6 @@ import torch
 from torch import Tensor
 
 from .. import _cpu
-from .chunks import in_pieces
 from .kept import keep
 
 RISK = 1e-9  # of a token's choice being wrong
@@ -47,7 +46,8 @@ GROUP = 32  # latents side by side: csrc/screen/int8_rows.inl.h
 
 
 @functools.cache
-def _vnni() -> bool:
+def vnni() -> bool:
+    """The processor multiplies 8-bit numbers fast, without AMX."""
     return _cpu.ask("fast_int8")
 
 
@@ -55,15 +55,18 @@ def why_not(W: Tensor) -> str | None:
     """Why 8-bit products do not serve these weights, on the CPU and in a dtype of the kernels; None: they do."""
     if _cpu.isa() not in ("avx512", "amx"):
         return f"instruction set is {_cpu.isa()} (needs avx512 with VNNI)"
-    if not _vnni():
+    if not vnni():
         return "this processor lacks VNNI (needs avx512 with VNNI)"
     if W.shape[1] > MOST_D:
         return f"d is {W.shape[1]} (needs at most {MOST_D})"
-    if in_pieces(W):
+    if W.shape[1] > 1 and W.stride(1) != 1:
         return f"W's rows do not lie in one piece, strides {tuple(W.stride())} (needs inner stride 1: W.contiguous())"
     if W.is_neg():
         return "W is a negated view (needs W.resolve_neg())"
     return None
+
+
+CERTAIN = 0.0  # in the place of `widths`
 
 
 def widths(m: int) -> float:
@@ -71,23 +74,29 @@ def widths(m: int) -> float:
     return math.sqrt(math.log(2 * m / RISK) / 6)
 
 
+def certain_room(k: int, d: int) -> int:
+    """Candidates of a token that bounds which are certain leave room for: about twice those that they keep, of normal
+    pre-acts, their reach being √d / 62 standard deviations."""
+    return max(_cpu.ask("screened_topk_room", k), int(k * (11 + (d / 680) ** 2)))
+
+
 class Latents(NamedTuple):
-    """Rows of W in 8 bits, in groups that lie as the products read them, and four numbers for each."""
+    """Rows of W in 8 bits, in groups that lie as the products read them, and five numbers for each."""
 
     packed: Tensor  # uint8 (groups, width of a row * 32)
-    numbers: Tensor  # float32 (4, 32 groups)
+    numbers: Tensor  # float32 (5, 32 groups)
 
     @staticmethod
     def empty(rows: int, d: int) -> Latents:
         """Room for so many."""
         groups = -(-rows // GROUP)
         packed = _cpu.empty(groups, _cpu.ask("int8_width", d) * GROUP, dtype=torch.uint8)
-        return Latents(packed, torch.empty(4, groups * GROUP))
+        return Latents(packed, torch.empty(5, groups * GROUP))
 
     @staticmethod
     def bytes_of(W: Tensor) -> int:
         """What a copy of W takes."""
-        return -(-W.shape[0] // GROUP) * GROUP * (_cpu.ask("int8_width", W.shape[1]) + 16)
+        return -(-W.shape[0] // GROUP) * GROUP * (_cpu.ask("int8_width", W.shape[1]) + 20)
 
     def of(self, W: Tensor) -> Latents:
         """Filled with W's rows: with no other number of them than there is room for."""
@@ -105,6 +114,15 @@ class Latents(NamedTuple):
         numbers = self.numbers[:, first * GROUP : last * GROUP].contiguous()
         same = torch.equal(again.numbers.view(torch.int32), numbers.view(torch.int32))  # NaN is NaN
         return same and torch.equal(again.packed, self.packed[first:last])
+
+    def part(self, first: int, rows: int) -> Latents:
+        """Those of some of the rows, from a whole group on."""
+        groups = slice(first // GROUP, -(-(first + rows) // GROUP))
+        return Latents(self.packed[groups], self.numbers[:, groups.start * GROUP : groups.stop * GROUP].contiguous())
+
+    def norms(self) -> tuple[int, int]:
+        """Addresses: of the rows' norms, and of those of what rounding left of them."""
+        return self.numbers[2].data_ptr(), self.numbers[4].data_ptr()
 
     def args(self, first: int, rows: int) -> tuple[int, int, int, int, int]:
         """As C++ takes them: latents `first` onwards."""
@@ -150,9 +168,13 @@ class Tokens(NamedTuple):
         n, d = x.shape
         run = -(-_cpu.ask("int8_width", d) // 64) * 64
         packed = torch.empty((n + 31) * run, dtype=torch.int8)  # as they lie on any instruction set: kernels.h
-        made = Tokens(packed, torch.empty(2, n), torch.empty(n, dtype=torch.int32))
+        made = Tokens(packed, torch.empty(4, n), torch.empty(n, dtype=torch.int32))
         _cpu.call("int8_tokens", _cpu.dtype_code(x), *_cpu.pointers(x), *(each.data_ptr() for each in made))
         return made
+
+    def norms(self) -> tuple[int, int]:
+        """Addresses: of the rows' norms, and of what is certain of the bounds."""
+        return self.numbers[1].data_ptr(), self.numbers[2].data_ptr()
 
     def args(self) -> tuple[int, int, int, int]:
         """As C++ takes them."""

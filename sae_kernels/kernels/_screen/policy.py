@@ -1,4 +1,4 @@
-"""When screening pays."""
+"""When screening pays, and by which products."""
 
 from __future__ import annotations
 
@@ -11,12 +11,18 @@ from torch import Tensor
 from ... import settings
 from ...errors import ConfigError
 from .. import _cpu
-from .chunks import in_pieces
+from . import int8
+from .chunks import BFLOAT16, INT8, in_pieces
 
 MODES = ("auto", "on", "off", "int8")
 LEAST_D, LEAST_M, LEAST_N = 64, 1024, 32  # below, products are too small a part of the work
 LEAST_N_IN_PIECES = 1024  # where the rows of W have to be copied first
 LATENTS_A_CHOICE = 24  # with fewer latents for each one chosen, too many are computed twice
+# 8 bits: rounding a weight takes as long as they save on so many tokens. Their bounds are wide, and wider with √d: with
+# so many coordinates, and so many latents for each one chosen, they still beat float32; and bfloat16, where it is fast.
+LEAST_N_INT8 = 256
+MOST_D_INT8, MOST_D_BESIDE_BFLOAT16 = 4096, 3072
+LATENTS_A_CHOICE_INT8, LATENTS_A_CHOICE_BESIDE_BFLOAT16 = 48, 128
 
 
 @functools.cache
@@ -35,14 +41,43 @@ def mode() -> str:
     return chosen
 
 
-def screens(x: Tensor, W: Tensor, ks: Sequence[int]) -> bool:
-    """Whether to screen this problem. `on` takes what screening can do at all."""
+def screens(x: Tensor, W: Tensor, ks: Sequence[int]) -> str:
+    """The products to screen this problem with: BFLOAT16, INT8, or "" for not at all. `on` takes what bfloat16 can do
+    at all."""
     chosen, (n, d), m = mode(), x.shape, W.shape[0]
     if chosen == "off" or d == 0 or n == 0 or m == 0 or W.is_neg():
-        return False
+        return ""
     if chosen == "on":
-        return True
-    least_n = LEAST_N_IN_PIECES if in_pieces(W) else LEAST_N
-    if d < LEAST_D or m < LEAST_M or n < least_n or LATENTS_A_CHOICE * sum(ks) > m:
+        return BFLOAT16
+    if not _large_enough(x, W, ks):
+        return ""
+    if n >= LEAST_N_INT8 and _8_bits_pay(W, ks):
+        return INT8
+    return BFLOAT16 if bfloat16_pays() else ""
+
+
+def screens_with_copy(x: Tensor, W: Tensor, ks: Sequence[int]) -> bool:
+    """Whether an 8-bit copy of the weights would serve these tokens, too few to make one for."""
+    if mode() in ("off", "on") or not 0 < x.shape[0] < LEAST_N_INT8 or W.is_neg() or in_pieces(W):
         return False
+    return _large_enough(x, W, ks) and _8_bits_pay(W, ks)
+
+
+def _large_enough(x: Tensor, W: Tensor, ks: Sequence[int]) -> bool:
+    (n, d), m = x.shape, W.shape[0]
+    least_n = LEAST_N_IN_PIECES if in_pieces(W) else LEAST_N
+    return d >= LEAST_D and m >= LEAST_M and n >= least_n and LATENTS_A_CHOICE * sum(ks) <= m
+
+
+def bfloat16_pays() -> bool:
+    """`screening_pays`, and PyTorch may do it."""
     return screening_pays() and bool(torch.backends.mkldnn.enabled)
+
+
+def _8_bits_pay(W: Tensor, ks: Sequence[int]) -> bool:
+    """AMX is left to bfloat16: its 8-bit tiles have not been timed."""
+    most_d, a_choice = MOST_D_INT8, LATENTS_A_CHOICE_INT8
+    if bfloat16_pays():
+        most_d, a_choice = MOST_D_BESIDE_BFLOAT16, LATENTS_A_CHOICE_BESIDE_BFLOAT16
+    m, d = W.shape
+    return d <= most_d and a_choice * sum(ks) <= m and _cpu.isa() == "avx512" and int8.vnni()

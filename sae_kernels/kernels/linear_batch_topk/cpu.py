@@ -1,8 +1,8 @@
 """`linear_batch_topk` on the CPU: `torch.mm` on chunks, folded by C++ into the whole batch's candidates.
 
-Where bfloat16 products are fast, `screened.py` does it. Here, all scores are computed in float32. Bodies:
-csrc/select. Memory beside the outputs: that of `_pre_acts`, and candidates of 12 bytes each, twice
-`count` of them or, where that is more, `count` and a million.
+Where products of 8-bit or bfloat16 numbers are fast, `screened.py` does it. Here, all scores are computed in float32.
+Bodies: csrc/select. Memory beside the outputs: that of `_pre_acts`, and candidates of 12 bytes each, twice `count` of
+them or, where that is more, `count` and a million.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ def run(x: Tensor, W: Tensor, b: Tensor | None, count: int, relu: bool) -> tuple
     offsets = torch.zeros(n + 1, dtype=torch.int64)
     if count == 0:
         return values, indices, offsets
-    if screens(x, W, [-(-count // n)]):
-        found = screened.run(x, W, b, count, relu)
+    products = screens(x, W, [-(-count // n)])
+    if products:
+        found = screened.run(x, W, b, count, relu, products)
         if found is not None:
             return found
     chunks = PreActs(x, W)

@@ -1,7 +1,7 @@
-"""`linear_batch_topk` on the CPU by screening: bfloat16 GEMM on chunks, float32 for the candidates alone.
+"""`linear_batch_topk` on the CPU by screening: products of few bits on chunks, float32 for the candidates alone.
 
 Bodies: csrc/screen. Memory beside the outputs: that of `_screen.chunks`, and candidates of 16 bytes each, three
-times `count` of them and a million more (or four times `count`, where that is more).
+times `count` of them and a million more (or four times `count`, where that is more); with 8 bits, more of them.
 """
 
 from __future__ import annotations
@@ -11,18 +11,23 @@ from torch import Tensor
 
 from .. import _cpu
 from .._pre_acts import address, bias_of
-from .._screen.chunks import ScreeningScores
+from .._screen.chunks import BFLOAT16, INT8, ScreeningScores
+from .._screen.int8 import certain_room
 
 # One score computed exactly for every so many screened costs about as much as screening saves.
 SCREENED_A_COMPUTED = 12
 
 
-def run(x: Tensor, W: Tensor, b: Tensor | None, count: int, relu: bool) -> tuple[Tensor, Tensor, Tensor] | None:
+def run(
+    x: Tensor, W: Tensor, b: Tensor | None, count: int, relu: bool, products: str = BFLOAT16
+) -> tuple[Tensor, Tensor, Tensor] | None:
     """See `sae_kernels.kernels.linear_batch_topk`; count ≥ 1. None where bounds decide so little that computing
     everything in float32 is faster."""
     x, W, bias = _cpu.matrix(x.detach()), W.detach(), bias_of(b, 0, W.shape[0])
-    chunks = ScreeningScores(x, W)
+    chunks = ScreeningScores(x, W, products=products)
     room = _cpu.ask("screened_batch_room", count, chunks.cols)
+    if products == INT8:
+        room = max(room, certain_room(count, x.shape[1]))
     candidates = torch.empty(4, room, dtype=torch.int32)  # upper, lower, rows, latents
     bound = torch.tensor([-(2**31)], dtype=torch.int32)
     progress = torch.zeros(2, dtype=torch.int64)  # candidates; scores computed exactly

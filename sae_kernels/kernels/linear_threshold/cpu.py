@@ -1,6 +1,7 @@
 """`linear_threshold` on the CPU: `torch.mm` on chunks; C++ counts what stays in each, then writes it.
 
-A few tokens are one C++ call (`_few`). Where bfloat16 products are fast, `screened.py` does many. Here, all scores are
+A few tokens are one C++ call (`_few`). Where products of 8-bit or bfloat16 numbers are fast, `screened.py`
+does many. Here, all scores are
 computed in float32. Bodies: csrc/select. Memory: the outputs twice over while chunks are put together, and that of
 `_pre_acts`.
 """
@@ -51,7 +52,8 @@ def run(x: Tensor, W: Tensor, b: Tensor | None, theta: Tensor) -> tuple[Tensor, 
     theta = theta.detach().float().contiguous()
     if _few.takes(x, W):
         return _few.threshold(x, W, b, theta)
-    found, done = screened.pieces(x, W, b, theta) if screens(x, W, []) else ([], 0)
+    products = screens(x, W, [])
+    found, done = screened.pieces(x, W, b, theta, products) if products else ([], 0)
     if done < x.shape[0]:
         found += _unscreened(x, W, b, theta, done)
     return assemble(x.shape[0], found, x.dtype)

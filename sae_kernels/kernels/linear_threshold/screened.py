@@ -1,4 +1,4 @@
-"""`linear_threshold` on the CPU by screening: bfloat16 GEMM on chunks, float32 for what may lie above θ.
+"""`linear_threshold` on the CPU by screening: products of few bits on chunks, float32 for what may lie above θ.
 
 Bodies: csrc/screen. Memory beside the outputs: that of `_screen.chunks`.
 """
@@ -10,18 +10,18 @@ from torch import Tensor
 
 from .. import _cpu
 from .._pre_acts import address, bias_of
-from .._screen.chunks import Chunk, ScreeningScores, Tokens
+from .._screen.chunks import BFLOAT16, Chunk, ScreeningScores, Tokens
 from .pieces import Piece, starts_of
 
 # One score computed exactly for every so many screened costs about as much as screening saves.
 SCREENED_A_COMPUTED = 12
 
 
-def pieces(x: Tensor, W: Tensor, b: Tensor | None, theta: Tensor) -> tuple[list[Piece], int]:
+def pieces(x: Tensor, W: Tensor, b: Tensor | None, theta: Tensor, products: str = BFLOAT16) -> tuple[list[Piece], int]:
     """What stays, chunk by chunk, and how many tokens that is for: fewer than all where so much stays that
     computing everything in float32 is faster."""
     bias = bias_of(b, 0, W.shape[0])
-    chunks, found, done = ScreeningScores(x, W), [], 0
+    chunks, found, done = ScreeningScores(x, W, products=products), [], 0
     for tokens in chunks.tokens():
         some = []
         for chunk in chunks.scores(tokens):

@@ -1,9 +1,10 @@
 """`linear_topk` on the CPU: `torch.mm` on chunks, folded by C++ into the rows' candidates while in cache.
 
-A few tokens are one C++ call (`_few`), and with AMX some more of very many latents. Where bfloat16 products are fast,
-`screened.py` does many. Here, all scores are computed in float32. Bodies: csrc/select. Memory beside the outputs: that
-of `_pre_acts`, and 16 MiB of candidates (or those of 16 rows, about 16·k bytes each and selection, where that is more),
-whatever N and M. Given the scores, the selection is exact and deterministic.
+A few tokens are one C++ call (`_few`), and with AMX some more of very many latents. Where products of 8-bit or
+bfloat16 numbers are fast, `in_8_bits.py` or `screened.py` does many. Here, all scores are computed in float32. Bodies:
+csrc/select. Memory beside the outputs: that of `_pre_acts`, and 16 MiB of candidates (or those of 16 rows, about 16·k
+bytes each and selection, where that is more), whatever N and M. Given the scores, the selection is exact and
+deterministic.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from torch import Tensor
 
 from .. import _cpu, _few
 from .._pre_acts import PreActs, address, bias_of, check, part
-from .._screen import screens
-from .._screen.policy import mode
-from . import screened
+from .._screen import BFLOAT16, INT8, screens
+from .._screen.chunks import in_pieces
+from .._screen.int8 import CERTAIN, Latents, kept
+from .._screen.policy import bfloat16_pays, mode, screens_with_copy
+from . import in_8_bits, screened
 
 CANDIDATES_BYTES = 16 << 20
 
@@ -89,9 +92,47 @@ def certain(
         copy = _few.copy_of(W, ks[0]) if few else _few.copy_for_many(x, W, ks[0])
         if few or copy is not None:
             return _few.top_k(x, W, b, ks[0], relus[0], among[0], copy)
-    if min(ks, default=0) < 1 or not screens(x, W, ks):
+    if min(ks, default=0) < 1:
         return _unscreened(x, W, b, ks, relus, among)
-    out, done = screened.run(x, W, b, ks, relus, among)
+    products = screens(x, W, ks)
+    copy = kept(W, x.shape[0]) if screens_with_copy(x, W, ks) else None
+    if copy is not None or (products == INT8 and not in_pieces(W)):
+        return _in_8_bits(x, W, b, ks, relus, among, copy)
+    if not products:
+        return _unscreened(x, W, b, ks, relus, among)
+    return _screened(x, W, b, ks, relus, among, products)
+
+
+def _in_8_bits(
+    x: Tensor,
+    W: Tensor,
+    b: Tensor | None,
+    ks: list[int],
+    relus: list[bool],
+    among: Sequence[Tensor | None],
+    copy: Latents | None,
+) -> list[Tensor]:
+    def otherwise(x: Tensor, k: int, relu: bool, mask: Tensor | None) -> list[Tensor]:
+        if _few.takes(x, W, k):
+            return _few.top_k(x, W, b, k, relu, mask, None)
+        if bfloat16_pays():
+            return _screened(x, W, b, [k], [relu], [mask], BFLOAT16)
+        return _unscreened(x, W, b, [k], [relu], [mask])
+
+    copy = copy or kept(W, x.shape[0])
+    return in_8_bits.run(x, W, b, ks, relus, among, copy, CERTAIN, otherwise)
+
+
+def _screened(
+    x: Tensor,
+    W: Tensor,
+    b: Tensor | None,
+    ks: list[int],
+    relus: list[bool],
+    among: Sequence[Tensor | None],
+    products: str,
+) -> list[Tensor]:
+    out, done = screened.run(x, W, b, ks, relus, among, products)
     if done < x.shape[0]:
         rest = _unscreened(x[done:], W, b, ks, relus, among)
         for mine, theirs in zip(out, rest, strict=True):

@@ -1,4 +1,4 @@
-"""`linear_topk` on the CPU by screening: bfloat16 GEMM on chunks, float32 for the candidates alone.
+"""`linear_topk` on the CPU by screening: products of few bits on chunks, float32 for the candidates alone.
 
 Bodies: csrc/screen. What comes out is the exact choice among scores x · w + b summed in float32, one by one: it
 depends neither on a BLAS nor on threads. Memory beside the outputs: that of `_screen.chunks`, and 24 MiB of
@@ -14,7 +14,8 @@ from torch import Tensor
 
 from .. import _cpu
 from .._pre_acts import address
-from .._screen.chunks import Chunk, ScreeningScores, Tokens
+from .._screen.chunks import BFLOAT16, INT8, Chunk, ScreeningScores, Tokens
+from .._screen.int8 import certain_room
 
 CANDIDATES_BYTES = 24 << 20
 # One score computed exactly for every so many screened costs about as much as screening saves.
@@ -24,12 +25,21 @@ SCREENED_A_COMPUTED = 12
 class _Selection:
     """One selection: its outputs, and its candidates for one chunk of tokens."""
 
-    def __init__(self, x: Tensor, W: Tensor, bias: Tensor | None, k: int, relu: bool, among: Tensor | None) -> None:
+    def __init__(
+        self,
+        x: Tensor,
+        W: Tensor,
+        bias: Tensor | None,
+        products: str,
+        k: int,
+        relu: bool,
+        among: Tensor | None,
+    ) -> None:
         self.k, self.relu, self.W, self.bias = k, relu, W.detach(), bias
         self.among = None if among is None or among.numel() == 0 else _cpu.flat(among, torch.bool, "among")
         self.values = torch.empty(x.shape[0], k, dtype=x.dtype)
         self.indices = torch.empty(x.shape[0], k, dtype=torch.int32)
-        self.room = _cpu.ask("screened_topk_room", k)
+        self.room = certain_room(k, W.shape[1]) if products == INT8 else _cpu.ask("screened_topk_room", k)
         self._computed = torch.zeros(1, dtype=torch.int64)
 
     def prepare(self, rows: int) -> None:
@@ -40,22 +50,25 @@ class _Selection:
         each = 4 * rows * self.room
         self._state = (upper, upper + each, upper + 2 * each, count, count + 4 * rows, self._computed.data_ptr())
 
+    def _state_of(self, tokens: Tokens) -> tuple[int, ...]:
+        return *self._state, tokens.x.shape[0], self.k, self.room
+
     def fold(self, tokens: Tokens, chunk: Chunk) -> None:
         """Take in a chunk of scores."""
         among = 0 if self.among is None else self.among.data_ptr() + chunk.first
-        x, state = tokens.x, (*self._state, tokens.x.shape[0], self.k)
+        x, state = tokens.x, self._state_of(tokens)
         inputs = (*_cpu.pointers(chunk.scores), *_cpu.pointers(x), *chunk.W, *chunk.norms)
         _cpu.call("screened_topk_fold", _cpu.dtype_code(x), *state, *inputs, address(self.bias), among, chunk.first)
 
     def settle(self, tokens: Tokens, chunk: Chunk) -> None:
         """Compute what is left of a chunk, while its rows of W are there."""
-        x, state = tokens.x, (*self._state, tokens.x.shape[0], self.k)
+        x, state = tokens.x, self._state_of(tokens)
         inputs = (*_cpu.pointers(x), *chunk.W, address(self.bias))
         _cpu.call("screened_topk_settle", _cpu.dtype_code(x), *state, *inputs)
 
     def finish(self, tokens: Tokens) -> None:
         """Write the chunk's rows to the outputs."""
-        x, state = tokens.x, (*self._state, tokens.x.shape[0], self.k)
+        x, state = tokens.x, self._state_of(tokens)
         values, indices = (out[tokens.row :].data_ptr() for out in (self.values, self.indices))
         inputs = (*_cpu.pointers(x), *_cpu.pointers(self.W), address(self.bias))
         _cpu.call("screened_topk_finish", _cpu.dtype_code(x), *state, *inputs, self.relu, values, indices)
@@ -66,13 +79,19 @@ class _Selection:
 
 
 def run(
-    x: Tensor, W: Tensor, b: Tensor | None, ks: Sequence[int], relus: Sequence[bool], among: Sequence[Tensor | None]
+    x: Tensor,
+    W: Tensor,
+    b: Tensor | None,
+    ks: Sequence[int],
+    relus: Sequence[bool],
+    among: Sequence[Tensor | None],
+    products: str = BFLOAT16,
 ) -> tuple[list[Tensor], int]:
     """The selections of `linear_topk`, all k ≥ 1, and how many tokens they are done for: fewer than all where
     bounds decide so little that computing everything in float32 is faster."""
     bias = None if b is None else b.detach().float().contiguous()
-    selections = [_Selection(x, W, bias, *each) for each in zip(ks, relus, among, strict=True)]
-    chunks = ScreeningScores(x, W, CANDIDATES_BYTES // (12 * sum(each.room for each in selections)))
+    selections = [_Selection(x, W, bias, products, *each) for each in zip(ks, relus, among, strict=True)]
+    chunks = ScreeningScores(x, W, CANDIDATES_BYTES // (12 * sum(each.room for each in selections)), products)
     for each in selections:
         each.prepare(chunks.rows)
     done = 0
