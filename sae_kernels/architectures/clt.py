@@ -36,7 +36,7 @@ class CLTConfig(LayersConfig):
     d_target: int | None = field(default=None, kw_only=True)
     tanh_scale: float = field(default=4.0, kw_only=True)
     bandwidth: float = field(default=0.06, kw_only=True)
-    threshold_init: float = field(default=1.0, kw_only=True)
+    threshold_init: float = field(default=0.3, kw_only=True)  # from 1, no penalty is small enough for a large L0
     skip: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:

@@ -17,11 +17,15 @@ from ._rows import unit_rows
 from .jumprelu import INITIAL_NORM, JumpReLUCoder, JumpReLUConfig
 from .transcoder import Transcoder
 
+# Latents that read a target's space learn what they are for later than an autoencoder's: at `JumpReLU`'s 1 most fall
+# silent before, and L0 ends at 5, whatever the penalty (bench/QUALITY.md).
+THRESHOLD_INIT = 0.3
+
 
 @dataclass(frozen=True)
 class JumpReLUTranscoderConfig(JumpReLUConfig):
-    """As `JumpReLUConfig`, with `normalize_decoder` false unless it is asked for; `d_target` is the width of the target
-    (None: d_in), `skip` adds W_skip x."""
+    """As `JumpReLUConfig`, with `normalize_decoder` false and `threshold_init` 0.3 unless told otherwise; `d_target` is
+    the width of the target (None: d_in), `skip` adds W_skip x."""
 
     d_target: int | None = field(default=None, kw_only=True)
     skip: bool = field(default=False, kw_only=True)
@@ -29,6 +33,8 @@ class JumpReLUTranscoderConfig(JumpReLUConfig):
     def __post_init__(self) -> None:
         if self.normalize_decoder is None:
             object.__setattr__(self, "normalize_decoder", False)  # once, before anybody has seen it
+        if self.threshold_init is None:
+            object.__setattr__(self, "threshold_init", THRESHOLD_INIT)
         super().__post_init__()
         self.require_bool("skip")
         if self.d_target is not None:
