@@ -1,7 +1,7 @@
 """Our kernels on older instruction sets, against a torch held to the same ones: `python bench/isa.py`, six minutes.
 
-Each column is a process of its own, in which SAE_KERNELS_ISA pins ours, screening is off (neither column has bfloat16
-products; `--screening` sets another mode), and ATEN_CPU_CAPABILITY, ONEDNN_MAX_CPU_ISA and MKL_ENABLE_INSTRUCTIONS hold
+Each column is a process of its own, in which SAE_KERNELS_ISA pins ours, no copies of weights are kept (`--keep` does),
+and ATEN_CPU_CAPABILITY, ONEDNN_MAX_CPU_ISA and MKL_ENABLE_INSTRUCTIONS hold
 torch back. What that does to torch's products is measured and printed: MKL heeds its variable on Intel alone.
 
 Figures are medians of interleaved rounds, ratios within a round's company: torch's time over ours. `--save` writes the
@@ -181,6 +181,8 @@ def measure(isa: str, arguments: argparse.Namespace) -> dict:
     """A column, in a process held to `isa`."""
     print(f"{isa}:", file=sys.stderr, flush=True)
     held = {**TORCH_HELD_TO[isa], "SAE_KERNELS_ISA": isa, "SAE_KERNELS_SCREENING": arguments.screening}
+    if not arguments.keep:
+        held["SAE_KERNELS_SCREEN_CACHE"] = "0"
     command = [sys.executable, __file__, "--column", "--rounds", str(arguments.rounds), "--parts", *arguments.parts]
     if arguments.small:
         command.append("--small")
@@ -243,7 +245,8 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--rounds", type=int, default=7, help="of each comparison; 3 at most of the longest")
     parser.add_argument("--small", action="store_true", help="a sixteenth of the tokens: to see that it runs")
-    parser.add_argument("--screening", choices=("auto", "on", "off"), default="off")
+    parser.add_argument("--screening", choices=("auto", "off"), default="auto")
+    parser.add_argument("--keep", action="store_true", help="keep copies of weights in fewer bits, as is the default")
     parser.add_argument("--save", metavar="MACHINE", help="write bench/results/<date>-MACHINE-isa.txt")
     parser.add_argument("--column", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

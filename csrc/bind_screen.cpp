@@ -76,6 +76,11 @@ void screen_ops(nb::module_& m) {
                                   at<float>(dropped), threads);
     });
   });
+  m.def("columns", [](int dtype, address a, int64_t rows, int64_t cols, int64_t stride, address out, int threads) {
+    return run([&](const sk_kernels& kernels) {
+      return kernels.columns(dtype, matrix(a, rows, cols, stride), at<void>(out), threads);
+    });
+  });
   m.def("screened_topk_room", [](int64_t k) { return active_kernels().screened_topk_room(k); });
   m.def("screened_topk_fold", [](int dtype, address upper, address lower, address index, address count, address bound,
                                  address computed, int64_t n, int64_t k, int64_t room, address scores, int64_t rows, int64_t cols,

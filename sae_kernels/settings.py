@@ -35,8 +35,8 @@ VARIABLES = {
         Variable(
             "SAE_KERNELS_SCREENING",
             "auto",
-            "encode on the CPU chooses by bfloat16 products what to compute in float32: auto (where it pays), on, off; "
-            "int8: TopK by 8-bit products, exact but for a stated probability",
+            "encode on the CPU chooses by products of few bits what to compute in float32: auto (where it pays), on "
+            "(always, in bfloat16), off; int8: TopK by 8-bit products, exact but for a stated probability",
         ),
         Variable(
             "SAE_KERNELS_SCREEN_CACHE",

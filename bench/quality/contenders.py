@@ -165,5 +165,5 @@ def several_layers() -> Iterator[Contender]:
     """Three layers side by side; no library here trains these."""
     yield ours("crosscoder", (1.25, 1.75), penalty, n_layers=3, points="residuals")
     yield Contender("crosscoder", PAPER, (1.25, 1.75), papers.Crosscoder, "residuals")
-    yield ours("clt", (0.1, 0.25), penalty, n_layers=3, points="mlps")
+    yield ours("clt", (0.15, 0.6), penalty, n_layers=3, points="mlps")
     yield Contender("clt", PAPER, (0.6, 0.8), lambda job: papers.CrossLayer(job, epsilon=1.0), "mlps")

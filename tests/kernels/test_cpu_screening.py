@@ -143,6 +143,14 @@ def test_hard_numbers_where_rows_of_W_lie_in_pieces(kind: str) -> None:
     assert_best(problem, 9, select(problem, 9, among), among)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("d", "m"), [(1, 1), (16, 32), (17, 33), (100, 65), (3, 7), (15, 31), (33, 1), (768, 96)])
+def test_columns_become_rows(dtype: torch.dtype, d: int, m: int) -> None:
+    stored = torch.randn(d, m + 9).to(dtype)
+    for W in (stored[:, 4 : 4 + m].mT, stored[:, :m].contiguous().mT, stored[:, :m].mT.contiguous()):
+        assert torch.equal(chunks.gathered(W, torch.full((m, d), NAN, dtype=dtype)), W)
+
+
 def test_relu_no_bias_and_strides() -> None:
     x, W, _ = normal(19, 64, 1200)
     padded = torch.full((19, 70), NAN)
@@ -189,7 +197,7 @@ def test_memory_is_bounded(size: str, dtype: torch.dtype, products: str, monkeyp
     rooms = [_cpu.ask("screened_topk_room", each) for each in (k, 4 * k)]
     if products == INT8:
         rooms = [certain_room(each, d) for each in (k, 4 * k)]
-    scratch = chunks.ScreeningScores(x, W, screened.CANDIDATES_BYTES // (12 * sum(rooms)), products)
+    scratch = chunks.ScreeningScores(x, W, screened.CANDIDATES_BYTES[products] // (12 * sum(rooms)), products)
     assert scratch.nbytes + 12 * sum(rooms) * scratch.rows <= 64 << 20
 
 

@@ -253,6 +253,8 @@ typedef struct sk_kernels {
   /* scores (tokens.n, latents.count) bf16 for the screened_* of above, of latents `first` onwards; with norms = the tokens' norm
    * and rest, the latents' norm and rest from `first` on, what bounds those of bfloat16 products bounds these for certain */
   sk_status (*int8_scores)(sk_int8_tokens tokens, sk_int8_latents latents, int64_t d, sk_output scores, int32_t threads);
+  /* out (a.cols, a.rows), rows next to each other = a's columns */
+  sk_status (*columns)(int32_t dtype, sk_matrix a, void *out, int32_t threads);
 } sk_kernels;
 
 #ifdef __cplusplus

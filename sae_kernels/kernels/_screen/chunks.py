@@ -30,6 +30,14 @@ def in_pieces(W: Tensor) -> bool:
     return W.shape[1] > 1 and W.stride(1) != 1
 
 
+def gathered(rows: Tensor, out: Tensor) -> Tensor:
+    """Rows that do not lie in one piece, copied so that they do."""
+    if rows.stride(0) != 1:
+        return out.copy_(rows)
+    _cpu.call("columns", _cpu.dtype_code(rows), *_cpu.pointers(rows.mT), out.data_ptr())
+    return out
+
+
 class Tokens(NamedTuple):
     """A chunk of tokens, and the addresses of its norms."""
 
@@ -85,7 +93,7 @@ class ScreeningScores:
             W, rows_of_W = self.W[first : first + self.cols], (*_cpu.pointers(self.W), 0)
             cols = W.shape[0]
             if self.settles:
-                W = self._rows[:cols].copy_(W)
+                W = gathered(W, self._rows[:cols])
                 rows_of_W = (*_cpu.pointers(W), first)
             out = self._scores[: rows * cols].view(rows, cols)
             norms = self._products.scores(W, first, out)

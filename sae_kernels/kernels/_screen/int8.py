@@ -1,4 +1,4 @@
-"""Rows in 8 bits, whose products say what an inner product is but for a stated probability.
+"""Rows in 8 bits, whose products bound an inner product: for certain, or more narrowly but for a stated probability.
 
 What is rounded. Both x and w are rotated by one orthogonal matrix (random signs and Hadamard transforms: x · w stays,
 outlier coordinates are spread), then rounded to multiples of a step of their own, s = max |·| / 126.5, with
@@ -7,7 +7,11 @@ u_j). The error w_j - s (q_j - u_j) is s e_j with e_j uniform on (-½, ½), *wha
 the dither is for. All latents share one u, all tokens another, v; so x · w becomes s_x s_w (p - v) · (q - u), an
 integer product p · q and numbers that belong to one side alone.
 
-How far off that is. x · w - x̂ · ŵ = (x - x̂) · w + x̂ · (w - ŵ), sums of d independent terms each: x - x̂ = s_x f
+How far off that is, for certain. x · w - x̂ · ŵ = (x - x̂) · w + x̂ · (w - ŵ), and so, by Cauchy and Schwarz, at most
+|x - x̂| |w| + (|x| + |x - x̂|) |w - ŵ|: the norms of what rounding left are kept with the rows. Of normal numbers that is
+√d / 62 standard deviations of x · w, 0.45 at d = 768. It is the default, wherever it pays (`policy`).
+
+How far off it is but for a probability. (x - x̂) · w and x̂ · (w - ŵ) are sums of d independent terms each: x - x̂ = s_x f
 with f from v, and, v being given, w - ŵ = s_w e with e from u. A uniform number on (-½, ½) is sub-Gaussian with its
 own variance: E exp(λ e_j) ≤ exp(λ² / 24). Hence, with |x̂| ≤ X = |x| + s_x √d / 2 whatever v is,
 

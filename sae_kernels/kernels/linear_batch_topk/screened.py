@@ -1,7 +1,8 @@
 """`linear_batch_topk` on the CPU by screening: products of few bits on chunks, float32 for the candidates alone.
 
 Bodies: csrc/screen. Memory beside the outputs: that of `_screen.chunks`, and candidates of 16 bytes each, three
-times `count` of them and a million more (or four times `count`, where that is more); with 8 bits, more of them.
+times `count` of them and a million more (or four times `count`, where that is more); with 8 bits,
+11 + (d / 680)² times `count`, where that is more.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ Values are exact either way: x · w + b summed in float32. Bodies: csrc/screen/i
 
 Weights that are met again unchanged are read from a copy in 8 bits (M·d bytes and 20 a latent, bounded by
 SAE_KERNELS_SCREEN_CACHE); others are rounded 8 MiB at a time. Memory beside the copy and the outputs: 8 MiB of latents,
-the tokens in 8 bits, and 40 MiB of candidates (or those of 16 rows, where that is more).
+the tokens in 8 bits, and 36 MiB of candidates (or those of 16 rows, where that is more).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .._screen.int8 import CERTAIN, GROUP, KIND, Latents, Tokens, certain_room
 from .._screen.kept import contradicted
 
 ROWS = 4096
-CANDIDATES_BYTES = 40 << 20
+CANDIDATES_BYTES = 36 << 20
 LATENTS_BYTES = 8 << 20
 UNSETTLED, CONTRADICTED = 1, 2  # kernels.h: int8_topk_finish
 TILES, PARTS, LEAST_PART = 64, 16, 8192  # few tokens: latents are dealt out to this many lists a token

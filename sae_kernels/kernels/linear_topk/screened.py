@@ -1,7 +1,7 @@
 """`linear_topk` on the CPU by screening: products of few bits on chunks, float32 for the candidates alone.
 
 Bodies: csrc/screen. What comes out is the exact choice among scores x · w + b summed in float32, one by one: it
-depends neither on a BLAS nor on threads. Memory beside the outputs: that of `_screen.chunks`, and 24 MiB of
+depends neither on a BLAS nor on threads. Memory beside the outputs: that of `_screen.chunks`, and 24 or 36 MiB of
 candidates (or those of 16 rows, where that is more).
 """
 
@@ -17,7 +17,7 @@ from .._pre_acts import address
 from .._screen.chunks import BFLOAT16, INT8, Chunk, ScreeningScores, Tokens
 from .._screen.int8 import certain_room
 
-CANDIDATES_BYTES = 24 << 20
+CANDIDATES_BYTES = {BFLOAT16: 24 << 20, INT8: 36 << 20}  # rows of 8 bits take less, and leave more standing
 # One score computed exactly for every so many screened costs about as much as screening saves.
 SCREENED_A_COMPUTED = 12
 
@@ -91,7 +91,7 @@ def run(
     bounds decide so little that computing everything in float32 is faster."""
     bias = None if b is None else b.detach().float().contiguous()
     selections = [_Selection(x, W, bias, products, *each) for each in zip(ks, relus, among, strict=True)]
-    chunks = ScreeningScores(x, W, CANDIDATES_BYTES // (12 * sum(each.room for each in selections)), products)
+    chunks = ScreeningScores(x, W, CANDIDATES_BYTES[products] // (12 * sum(each.room for each in selections)), products)
     for each in selections:
         each.prepare(chunks.rows)
     done = 0
