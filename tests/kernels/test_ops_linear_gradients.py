@@ -123,3 +123,23 @@ def test_an_infinite_gradient_dies_in_an_empty_slot(backend: str) -> None:
     values.backward(torch.tensor([[float("inf"), float("nan")]]))
     assert x.grad is not None
     assert x.grad.tolist() == [[0, 0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["linear_topk", "linear_threshold"])
+def test_weights_stored_by_columns_get_a_gradient_stored_so(cpu: str, name: str, dtype: torch.dtype) -> None:
+    """The same bits, and laid out as the parameter is: nothing is left for autograd to copy."""
+    x, W = torch.randn(40, 33).to(dtype), torch.randn(33, 70).to(dtype)
+    rest = {
+        "linear_topk": ([5], [False], [cases.everyone()]),
+        "linear_threshold": (torch.tensor(0.5),),
+    }[name]
+    op = getattr(torch.ops.sae_kernels, name)
+    grads = []
+    for leaf in (W.clone().requires_grad_(), W.mT.contiguous().requires_grad_()):
+        by_rows = leaf if leaf.shape[1] == 33 else leaf.mT
+        values = op(x, by_rows, None, *rest, backend=cpu)[0]
+        (grad,) = torch.autograd.grad(values.float().square().sum(), by_rows, retain_graph=True)
+        assert grad.stride() == by_rows.stride()
+        grads.append(torch.autograd.grad(values.float().square().sum(), leaf)[0])
+    assert torch.equal(grads[0], grads[1].mT)
