@@ -95,8 +95,9 @@ def certain(
     if min(ks, default=0) < 1:
         return _unscreened(x, W, b, ks, relus, among)
     products = screens(x, W, ks)
-    copy = kept(W, x.shape[0]) if screens_with_copy(x, W, ks) else None
-    if copy is not None or (products == INT8 and not in_pieces(W)):
+    alone = len(ks) == 1  # several share the scores of `screened`
+    copy = kept(W, x.shape[0]) if alone and screens_with_copy(x, W, ks) else None
+    if copy is not None or (products == INT8 and alone and not in_pieces(W)):
         return _in_8_bits(x, W, b, ks, relus, among, copy)
     if not products:
         return _unscreened(x, W, b, ks, relus, among)
