@@ -237,6 +237,10 @@ def test_when_it_screens_in_8_bits(monkeypatch: pytest.MonkeyPatch) -> None:
         assert policy.screens(x, W, []) == INT8
         assert policy.screens(x[:255], W, [16]) == other
         assert policy.screens(*wide, [16]) == (BFLOAT16 if pays else INT8)
+        for d, columns in ((768, INT8), (1000, BFLOAT16 if pays else INT8), (1500, other)):
+            stored = torch.empty(d, 1 << 14)
+            assert policy.screens(torch.empty(1024, d), stored.mT, [16]) == columns
+            assert policy.screens(torch.empty(1024, d), stored.mT, []) == INT8  # θ is there from the start
     assert policy.screens_with_copy(x[:255], W, [16])
     assert not policy.screens_with_copy(x, W, [16])
     monkeypatch.setattr(_cpu, "isa", lambda: "amx")

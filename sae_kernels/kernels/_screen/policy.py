@@ -23,6 +23,8 @@ LATENTS_A_CHOICE = 24  # with fewer latents for each one chosen, too many are co
 LEAST_N_INT8 = 256
 MOST_D_INT8, MOST_D_BESIDE_BFLOAT16 = 4096, 3072
 LATENTS_A_CHOICE_INT8, LATENTS_A_CHOICE_BESIDE_BFLOAT16 = 48, 128
+# Where rows of W have to be copied first, a choice of k cannot wait until its bounds are narrow: it computes more.
+MOST_D_IN_PIECES, MOST_D_IN_PIECES_BESIDE_BFLOAT16 = 1280, 768
 
 
 @functools.cache
@@ -76,8 +78,11 @@ def bfloat16_pays() -> bool:
 
 def _8_bits_pay(W: Tensor, ks: Sequence[int]) -> bool:
     """AMX is left to bfloat16: its 8-bit tiles have not been timed."""
-    most_d, a_choice = MOST_D_INT8, LATENTS_A_CHOICE_INT8
+    most_d, in_pieces_d, a_choice = MOST_D_INT8, MOST_D_IN_PIECES, LATENTS_A_CHOICE_INT8
     if bfloat16_pays():
-        most_d, a_choice = MOST_D_BESIDE_BFLOAT16, LATENTS_A_CHOICE_BESIDE_BFLOAT16
+        most_d, in_pieces_d = MOST_D_BESIDE_BFLOAT16, MOST_D_IN_PIECES_BESIDE_BFLOAT16
+        a_choice = LATENTS_A_CHOICE_BESIDE_BFLOAT16
+    if ks and in_pieces(W):
+        most_d = in_pieces_d
     m, d = W.shape
     return d <= most_d and a_choice * sum(ks) <= m and _cpu.isa() == "avx512" and int8.vnni()
