@@ -66,7 +66,8 @@ void int8_ops(nb::module_& m) {
     });
   });
   m.def("int8_topk_finish", [](int dtype, address upper, address lower, address index, address count, address bound,
-                               address computed, int64_t n, int64_t k, int64_t room, int64_t parts, address x, int64_t x_rows,
+                               address computed, int64_t n, int64_t k, int64_t room, int64_t parts, address x,
+                               int64_t x_rows,
                                int64_t x_cols, int64_t x_stride, address W, int64_t W_rows, int64_t W_cols,
                                int64_t W_stride, address bias, bool relu, address values, address indices,
                                address failed, int threads) {

@@ -83,8 +83,8 @@ void screen_ops(nb::module_& m) {
   });
   m.def("screened_topk_room", [](int64_t k) { return active_kernels().screened_topk_room(k); });
   m.def("screened_topk_fold", [](int dtype, address upper, address lower, address index, address count, address bound,
-                                 address computed, int64_t n, int64_t k, int64_t room, address scores, int64_t rows, int64_t cols,
-                                 int64_t stride, address x, int64_t x_rows, int64_t x_cols, int64_t x_stride, address W,
+                                 address computed, int64_t n, int64_t k, int64_t room, address scores, int64_t rows,
+                                 int64_t cols, int64_t stride, address x, int64_t x_rows, int64_t x_cols, int64_t x_stride, address W,
                                  int64_t W_rows, int64_t W_cols, int64_t W_stride, int64_t W_first,
                                  address x_norms, address x_dropped, address W_norms, address W_dropped,
                                  address bias, address among, int64_t first, int threads) {
@@ -107,7 +107,8 @@ void screen_ops(nb::module_& m) {
     });
   });
   m.def("screened_topk_finish", [](int dtype, address upper, address lower, address index, address count, address bound,
-                                   address computed, int64_t n, int64_t k, int64_t room, address x, int64_t x_rows, int64_t x_cols,
+                                   address computed, int64_t n, int64_t k, int64_t room, address x, int64_t x_rows,
+                                   int64_t x_cols,
                                    int64_t x_stride, address W, int64_t W_rows, int64_t W_cols, int64_t W_stride,
                                    address bias, bool relu, address values, address indices, int threads) {
     return run([&](const sk_kernels& kernels) {

@@ -206,7 +206,8 @@ struct Fold {
 };
 
 inline bool fits(const sk_screened_topk& s, int64_t parts, const sk_matrix& x, const sk_matrix& W) {
-  return s.k >= 1 && s.room >= candidate_room(s.k) && parts >= 1 && s.n == parts * x.rows && x.cols == W.cols && x.cols <= kMostColumns &&
+  return s.k >= 1 && s.room >= candidate_room(s.k) && parts >= 1 && s.n == parts * x.rows &&
+         x.cols == W.cols && x.cols <= kMostColumns &&
          W.rows <= INT32_MAX;
 }
 

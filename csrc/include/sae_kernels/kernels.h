@@ -82,8 +82,8 @@ typedef struct { int32_t *keys, *index, *count, *bound; int64_t n, k; } sk_runni
 typedef struct { int32_t *keys, *rows, *index, *bound; int64_t *count, keep, room; } sk_batch_topk;
 
 /* The state of linear_topk from screening scores: candidates between two bounds. upper, lower and index have `room` >=
- * screened_topk_room(k) entries a row, count and bound one; `computed` is one number, which every exact computation of a score adds 1 to. The fold
- * whose `first` is 0 starts all but `computed`. */
+ * screened_topk_room(k) entries a row, count and bound one; `computed` is one number, which every exact computation of a score
+ * adds 1 to. The fold whose `first` is 0 starts all but `computed`. */
 typedef struct { int32_t *upper, *lower, *index, *count, *bound; int64_t *computed, n, k, room; } sk_screened_topk;
 
 /* The same for linear_batch_topk. upper, lower, rows and index have `room` >= screened_batch_room(keep, widest chunk) entries.
