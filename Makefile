@@ -31,7 +31,7 @@ SANITIZE_TESTS ?= tests/kernels/test_cpu_fuzz.py tests/kernels/test_cpu_binding.
 	tests/kernels/test_ops_layouts.py tests/kernels/test_ops_linear.py \
 	tests/kernels/test_ops_products.py tests/kernels/test_ops_adam.py tests/kernels/test_ops_latent_topn.py \
 	tests/kernels/test_ops_prefix.py tests/kernels/test_ops_topk.py tests/kernels/test_ops_transpose.py $(LONGER_TESTS)
-LONGER_TESTS := tests/kernels/test_cpu_few_tokens.py tests/kernels/test_cpu_gather.py tests/kernels/test_cpu_int8.py
+LONGER_TESTS := tests/kernels/test_cpu_few_tokens.py tests/kernels/test_cpu_gather.py tests/kernels/test_cpu_integers.py
 SANITIZE_FUZZ ?= 200
 PRELOADED = $(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libstdc++.so)
 sanitize: $(VENV)/.developing
@@ -73,7 +73,7 @@ arm-emulated: $(VENV)/.developing
 # is passed over without. Warnings are errors.
 CPU_FLAGS := $(shell grep -m1 ^flags /proc/cpuinfo 2>/dev/null)
 AMX_TILES ?= $(if $(filter amx_bf16,$(CPU_FLAGS)),hardware,$(if $(filter avx512_vnni,$(CPU_FLAGS)),emulated))
-AMX_TESTS ?= tests/kernels/test_cpu_tiles.py $(LONGER_TESTS) tests/kernels/test_cpu_int8_kept.py \
+AMX_TESTS ?= tests/kernels/test_cpu_tiles.py $(LONGER_TESTS) tests/kernels/test_cpu_integers_kept.py \
 	tests/kernels/test_cpu_screening.py tests/kernels/test_ops_linear.py
 amx: $(if $(AMX_TILES),$(VENV)/.developing amx-run,amx-passed-over)
 amx-passed-over:

@@ -41,5 +41,5 @@ NB_MODULE(_cpu, m) {
   bind::select_ops(m);
   bind::screen_ops(m);
   bind::few_ops(m);
-  bind::int8_ops(m);
+  bind::integer_ops(m);
 }

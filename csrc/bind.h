@@ -41,6 +41,6 @@ void sparse_ops(nb::module_& m);  // bind_sparse.cpp
 void select_ops(nb::module_& m);  // bind_select.cpp
 void screen_ops(nb::module_& m);  // bind_screen.cpp
 void few_ops(nb::module_& m);     // bind_few.cpp
-void int8_ops(nb::module_& m);    // bind_int8.cpp
+void integer_ops(nb::module_& m);    // bind_integer.cpp
 
 }  // namespace bind

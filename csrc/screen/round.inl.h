@@ -29,6 +29,20 @@ struct Squares {
     for (double lane : lanes) sum += lane;
     return sum;
   }
+#elif defined(__AVX2__)
+  __m256d low = _mm256_setzero_pd(), high = _mm256_setzero_pd();
+  SK_INLINE void add(vf v) {
+    const __m256d a = _mm256_cvtps_pd(_mm256_castps256_ps128((__m256)v));
+    const __m256d b = _mm256_cvtps_pd(_mm256_extractf128_ps((__m256)v, 1));
+    low = _mm256_fmadd_pd(a, a, low);
+    high = _mm256_fmadd_pd(b, b, high);
+  }
+  SK_INLINE double total() const {
+    double lanes[4], sum = 0;
+    _mm256_storeu_pd(lanes, _mm256_add_pd(low, high));
+    for (double lane : lanes) sum += lane;
+    return sum;
+  }
 #else
   double lanes[kLanes] = {};
   SK_INLINE void add(vf v) {

@@ -7,7 +7,7 @@ import math
 from ..hookspecs import hookimpl
 from ..specs import Kernel
 from . import OPS, _triton
-from ._screen.int8 import RISK
+from ._screen.integers import RISK
 
 PRIORITIES = {"reference": 0, "cpu": 10}
 TRITON = 20

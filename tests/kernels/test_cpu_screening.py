@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.screening import HARD, Problem, assert_best, cut_small, no_8_bits, normal
+from support.screening import HARD, Problem, assert_best, cut_small, no_vnni, normal
 from torch import Tensor
 
 from bench import cases
 from sae_kernels.errors import ConfigError
 from sae_kernels.kernels import _cpu
-from sae_kernels.kernels._screen import BFLOAT16, INT8, chunks, int8, policy
-from sae_kernels.kernels._screen.int8 import certain_room
+from sae_kernels.kernels._screen import BFLOAT16, INT8, INT16, chunks, integers, policy
+from sae_kernels.kernels._screen.integers import candidates_room
 from sae_kernels.kernels.linear_topk import cpu as linear_topk
 from sae_kernels.kernels.linear_topk import screened
 
@@ -25,10 +25,10 @@ NAN = float("nan")
 PRODUCTS = BFLOAT16
 
 
-@pytest.fixture(autouse=True, params=[BFLOAT16, INT8])
+@pytest.fixture(autouse=True, params=[BFLOAT16, INT8, INT16])
 def products(request: pytest.FixtureRequest, cpu: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """On, in small chunks, and never given up."""
-    if request.param == INT8 and no_8_bits():
+    if request.param != BFLOAT16 and no_vnni():
         pytest.skip("AVX-512 without VNNI")
     monkeypatch.setenv("SAE_KERNELS_SCREENING", "on")
     monkeypatch.setattr(screened, "SCREENED_A_COMPUTED", 1)
@@ -91,11 +91,12 @@ def test_hard_numbers_of_16_bits(kind: str, dtype: torch.dtype) -> None:
 
 PINNED = """
 import sys, pytest
-if sys.argv.pop(1) == "int8":
+products = sys.argv.pop(1)
+if products != "bfloat16":
     from support import screening
-    if screening.no_8_bits():
+    if screening.no_vnni():
         sys.exit()
-    screening.screen_in_8_bits()
+    screening.screen_by(products)
 chosen = ["-k", "(cpu and topk and not batch) or hard_numbers or 16_bit", *sys.argv[1:]]
 sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", *chosen]))
 """
@@ -104,7 +105,7 @@ sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", *chosen]))
 @pytest.mark.parametrize("isa", _cpu.isas())
 def test_these_and_the_tests_of_the_op_pass_in_every_isa(isa: str, products: str) -> None:
     """In a process of its own: the instruction set is chosen once."""
-    mode = {BFLOAT16: "on", INT8: "auto"}[products]
+    mode = "on" if products == BFLOAT16 else "auto"
     tests = [str(Path(__file__).with_name(f"test_{name}.py")) for name in ("ops_linear", "cpu_screening")]
     run = subprocess.run(
         [sys.executable, "-P", "-c", PINNED, products, *tests],
@@ -194,9 +195,7 @@ def test_memory_is_bounded(size: str, dtype: torch.dtype, products: str, monkeyp
     n, d, m, k = (getattr(cases.SIZES[size], name) for name in ("n", "d", "d_sae", "k"))
     x, W = (torch.empty(1, d, dtype=dtype).expand(rows, d) for rows in (n, m))
     monkeypatch.setenv("SAE_KERNELS_SCREEN_CACHE", "0")
-    rooms = [_cpu.ask("screened_topk_room", each) for each in (k, 4 * k)]
-    if products == INT8:
-        rooms = [certain_room(each, d) for each in (k, 4 * k)]
+    rooms = [candidates_room(products, each, d) for each in (k, 4 * k)]
     scratch = chunks.ScreeningScores(x, W, screened.CANDIDATES_BYTES[products] // (12 * sum(rooms)), products)
     assert scratch.nbytes + 12 * sum(rooms) * scratch.rows <= 64 << 20
 
@@ -209,7 +208,7 @@ def test_when_it_screens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAE_KERNELS_SCREENING", "off")
     assert not policy.screens(x, W, [32])
     monkeypatch.setenv("SAE_KERNELS_SCREENING", "auto")
-    monkeypatch.setattr(int8, "vnni", lambda: False)
+    monkeypatch.setattr(integers, "vnni", lambda: False)
     for pays in (False, True):
         monkeypatch.setattr(policy, "screening_pays", lambda pays=pays: pays)
         assert policy.screens(x, W, [32]) == (BFLOAT16 if pays else "")
@@ -226,7 +225,7 @@ def test_when_it_screens(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_when_it_screens_in_8_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     """With VNNI and without AMX, many tokens, no more than 4096 coordinates, and many latents for each one chosen."""
     monkeypatch.setenv("SAE_KERNELS_SCREENING", "auto")
-    monkeypatch.setattr(int8, "vnni", lambda: True)
+    monkeypatch.setattr(integers, "vnni", lambda: True)
     monkeypatch.setattr(_cpu, "isa", lambda: "avx512")
     x, W, wide = torch.empty(256, 128), torch.empty(1 << 14, 128), (torch.empty(256, 3500), torch.empty(1 << 14, 3500))
     for pays, choice in ((False, 48), (True, 128)):
@@ -241,7 +240,20 @@ def test_when_it_screens_in_8_bits(monkeypatch: pytest.MonkeyPatch) -> None:
             stored = torch.empty(d, 1 << 14)
             assert policy.screens(torch.empty(1024, d), stored.mT, [16]) == columns
             assert policy.screens(torch.empty(1024, d), stored.mT, []) == INT8  # θ is there from the start
-    assert policy.screens_with_copy(x[:255], W, [16])
+    assert policy.screens_with_copy(x[:255], W, [16]) == INT8
     assert not policy.screens_with_copy(x, W, [16])
     monkeypatch.setattr(_cpu, "isa", lambda: "amx")
     assert policy.screens(x, W, [16]) == BFLOAT16
+
+
+def test_when_it_screens_by_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With AVX2 and nothing above it."""
+    monkeypatch.setenv("SAE_KERNELS_SCREENING", "auto")
+    x, W = torch.empty(96, 5000), torch.empty(1 << 14, 5000)
+    for isa, products in (("avx2", INT16), ("baseline", "")):
+        monkeypatch.setattr(_cpu, "isa", lambda isa=isa: isa)
+        assert policy.screens(x, W, [256, 256]) == products
+        assert policy.screens_with_copy(x[:95], W, [16]) == products
+        assert not policy.screens(x[:95], W, [16])
+        assert not policy.screens(x, W, [683])
+        assert policy.screens(x.repeat(11, 1), W.mT.contiguous().mT, [16]) == products

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sae_kernels.kernels import _cpu, _few
-from sae_kernels.kernels._screen import int8
+from sae_kernels.kernels._screen import integers
 from sae_kernels.kernels._screen.rounded import Rounded, round_rows
 from sae_kernels.kernels.linear_topk import cpu_int8
 
@@ -203,7 +203,7 @@ def test_few_tokens_use_tiles_and_give_them_back(
 @pytest.mark.skipif(TILES != "emulated", reason="the emulator counts")
 @pytest.mark.parametrize("n", [4, 5, 40])
 def test_bytes_use_tiles_and_give_them_back(extension: Any, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_int8, "kept", lambda W, tokens: int8.Latents.empty(*W.shape).of(W))
+    monkeypatch.setattr(cpu_int8, "kept", lambda W, *_: integers.Latents.empty(*W.shape, 8).of(W))
     before, _, _ = extension.tile_counts()
     cpu_int8.run(torch.randn(n, 100), torch.randn(3000, 100), None, [9], [False], [torch.empty(0, dtype=torch.bool)])
     after, in_use, _ = extension.tile_counts()

@@ -13,8 +13,8 @@ from torch import Tensor
 import sae_kernels as sk
 from sae_kernels.errors import ArgumentError, BackendError
 from sae_kernels.kernels import _cpu
-from sae_kernels.kernels._screen import forget, int8
-from sae_kernels.kernels.linear_topk import cpu_int8, in_8_bits
+from sae_kernels.kernels._screen import forget, integers
+from sae_kernels.kernels.linear_topk import cpu_int8, in_integers
 
 Problem = tuple[Tensor, Tensor, Tensor]
 PROBABILITY = "exact with probability at least 1 - 1e-9 a token"
@@ -35,14 +35,14 @@ def problem(cpu: str) -> Problem:
 def screened(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many tokens each screening by 8 bits had that is right but for a probability."""
     calls: list[int] = []
-    choose = in_8_bits.choose
+    choose = in_integers.choose
 
     def counted(x: Tensor, *rest: object) -> object:
-        if rest[-1] != int8.CERTAIN:
+        if rest[-1] != integers.CERTAIN:
             calls.append(x.shape[0])
         return choose(x, *rest)  # pyright: ignore[reportArgumentType]
 
-    monkeypatch.setattr(in_8_bits, "choose", counted)
+    monkeypatch.setattr(in_integers, "choose", counted)
     return calls
 
 
@@ -68,7 +68,7 @@ def test_explain_says_its_probability(problem: Problem) -> None:
     told = str(sk.explain("encode", *problem, 16, screening="int8"))
     assert told.startswith("linear_topk: cpu_int8 ")
     assert f"cpu_int8: would run (encode(screening='int8'), {PROBABILITY})" in told
-    assert int8.RISK == 1e-9
+    assert integers.RISK == 1e-9
     assert "1 - 1e-9" in (sk.encode.__doc__ or "")
 
 

@@ -18,8 +18,10 @@ import torch
 from torch import Tensor
 
 from sae_kernels.errors import SaeKernelsError
+from sae_kernels.kernels._screen import BFLOAT16, INT8, INT16
 from support import guarded
 from support.compare import assert_same
+from support.screening import no_vnni, screen_by
 
 REFUSALS = (SaeKernelsError, RuntimeError, ValueError)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -302,7 +304,9 @@ def run_case(op: str, number: int) -> str:
     numbers, before = plain(args), [guarded.bytes_of(t).clone() for t in tensors(args)]
     kernel, threads = getattr(torch.ops.sae_kernels, op), torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SAE_KERNELS_SCREENING", rng.choice(("on", "off")))
+        products = rng.choice((BFLOAT16, "off") if no_vnni() else (BFLOAT16, INT8, INT16, "off"))
+        patch.setenv("SAE_KERNELS_SCREENING", {BFLOAT16: "on", "off": "off"}.get(products, "auto"))
+        screen_by(products, patch.setattr)
         patch.setattr(torch, "empty", guarded.empty)
         torch.set_num_threads(rng.randint(1, 3))
         try:

@@ -24,14 +24,15 @@ def cut_small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunks, "COLS", 320)
 
 
-def screen_in_8_bits() -> None:
+def screen_by(products: str, put: Callable[[object, str, object], None] = setattr) -> None:
     """From now on, in this process, whatever the problem's size and the instruction set."""
-    policy._8_bits_pay = policy._large_enough = lambda *_: True
-    policy.LEAST_N_INT8 = 1
+    put(policy, "integers_pay", lambda *_: products)
+    put(policy, "_large_enough", lambda x, W, ks: x.numel() > 0 and W.numel() > 0)
+    put(policy, "LEAST_N_INTEGERS", dict.fromkeys(policy.LEAST_N_INTEGERS, 1))
 
 
-def no_8_bits() -> bool:
-    """This machine lacks what its instruction set's products of 8 bits are made with."""
+def no_vnni() -> bool:
+    """This machine lacks what its instruction set's products of integers are made with."""
     return _cpu.isa() in ("avx512", "amx") and not _cpu.ask("fast_int8")
 
 

@@ -108,14 +108,14 @@ enum {
   SK_GIVEN_UP = 4      /* the copy decided too little. Results are without it */
 };
 
-/* Tokens and latents as int8_tokens and int8_latents left them; the tokens' numbers are scale, norm, rest and unseen, the latents'
+/* Tokens and latents as integer_tokens and integer_latents left them; the tokens' numbers are scale, norm, rest and unseen, the latents'
  * scale, offset, norm, spread and rest. `first` is the first latent's number, `count` how many there are. */
-typedef struct { const void *packed; const float *scale, *norm, *rest, *unseen; const int32_t *start; int64_t n; } sk_int8_tokens;
+typedef struct { const void *packed; const float *scale, *norm, *rest, *unseen; const int32_t *start; int64_t n; } sk_integer_tokens;
 typedef struct {
   const void *packed;
   const float *scale, *offset, *norm, *spread, *rest;
   int64_t first, count;
-} sk_int8_latents;
+} sk_integer_latents;
 
 typedef struct sk_kernels {
   int32_t abi;     /* SAE_KERNELS_ABI */
@@ -230,29 +230,31 @@ typedef struct sk_kernels {
   sk_status (*spmm_backward)(int32_t dtype, sk_matrix g, sk_codes codes, sk_matrix w, void *d_values, sk_output dw,
                              int32_t threads);
 
-  /* Screening in 8 bits: linear_topk's choice but for a probability (csrc/screen/int8_topk.inl.h). Made for AVX-512 with VNNI,
-   * which tables of "avx512" and "amx" take for granted here. */
+  /* Screening by products of integers (csrc/screen/integer_topk.inl.h), of 8 or 16 `bits`. Tables of "avx512" and "amx" take VNNI
+   * for granted here; those of "baseline" and "avx2" have no fast products of 8 bits. */
 
   /* bytes a row takes in both of what follows */
-  int64_t (*int8_width)(int64_t d);
+  int64_t (*integer_width)(int32_t bits, int64_t d);
   /* packed (latents in whole groups of 32, width) and numbers (5, latents in whole groups) of a's rows */
-  sk_status (*int8_latents)(int32_t dtype, sk_matrix a, uint8_t *packed, float *numbers, int32_t threads);
+  sk_status (*integer_latents)(int32_t dtype, int32_t bits, sk_matrix a, uint8_t *packed, float *numbers, int32_t threads);
   /* packed (a.rows + 31, width rounded up to a multiple of 64) bytes, numbers (4, a.rows) and starts (a.rows,); how rows lie
    * in `packed` is this table's own affair */
-  sk_status (*int8_tokens)(int32_t dtype, sk_matrix a, int8_t *packed, float *numbers, int32_t *starts, int32_t threads);
-  /* state.n = parts * x.rows; several parts: all latents in one call. W's first row is latent W_first. widths: how many standard
-   * deviations count; 0: bounds hold for certain. A row that its bounds do not settle gets a negative count */
-  sk_status (*int8_topk_fold)(int32_t dtype, sk_screened_topk state, int64_t parts, sk_int8_tokens tokens,
-                              sk_int8_latents latents, sk_matrix x, sk_matrix W, int64_t W_first, const float *bias,
-                              const uint8_t *among, float widths, int32_t threads);
+  sk_status (*integer_tokens)(int32_t dtype, int32_t bits, sk_matrix a, uint8_t *packed, float *numbers, int32_t *starts,
+                              int32_t threads);
+  /* state.n = parts * x.rows; several parts: all latents in one call. widths 0: bounds hold for certain; with 8 bits, else, how
+   * many standard deviations count. A row that its bounds do not settle gets a negative count */
+  sk_status (*integer_topk_fold)(int32_t dtype, int32_t bits, sk_screened_topk state, int64_t parts,
+                                 sk_integer_tokens tokens, sk_integer_latents latents, sk_matrix x, sk_matrix W,
+                                 const float *bias, const uint8_t *among, float widths, int32_t threads);
   /* as screened_topk_finish; failed (x.rows,) = 1 where a row was not settled, 2 where a score was not what `latents`
    * says: these rows are not written */
-  sk_status (*int8_topk_finish)(int32_t dtype, sk_screened_topk state, int64_t parts, sk_matrix x, sk_matrix W,
-                                const float *bias, int32_t relu, void *values, int32_t *indices, uint8_t *failed,
-                                int32_t threads);
+  sk_status (*integer_topk_finish)(int32_t dtype, sk_screened_topk state, int64_t parts, sk_matrix x, sk_matrix W,
+                                   const float *bias, int32_t relu, void *values, int32_t *indices, uint8_t *failed,
+                                   int32_t threads);
   /* scores (tokens.n, latents.count) bf16 for the screened_* of above, of latents `first` onwards; with norms = the tokens' norm
    * and rest, the latents' norm and rest from `first` on, what bounds those of bfloat16 products bounds these for certain */
-  sk_status (*int8_scores)(sk_int8_tokens tokens, sk_int8_latents latents, int64_t d, sk_output scores, int32_t threads);
+  sk_status (*integer_scores)(int32_t bits, sk_integer_tokens tokens, sk_integer_latents latents, int64_t d,
+                              sk_output scores, int32_t threads);
   /* out (a.cols, a.rows), rows next to each other = a's columns */
   sk_status (*columns)(int32_t dtype, sk_matrix a, void *out, int32_t threads);
 } sk_kernels;

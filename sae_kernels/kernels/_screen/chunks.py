@@ -17,9 +17,10 @@ from torch import Tensor
 
 from .. import _cpu
 from .._pre_acts import even
-from .products import Bfloat16Products, EightBitProducts, Norms, Products
+from .integers import BITS
+from .products import Bfloat16Products, IntegerProducts, Norms, Products
 
-BFLOAT16, INT8 = "bfloat16", "int8"  # products to screen with
+BFLOAT16 = "bfloat16"  # products to screen with; others: integers.BITS
 SCORES = 4 << 20  # elements
 TOKENS, LATENTS = 8 << 20, 2 << 20  # elements of rounded rows
 ROWS, COLS = 4096, 8192
@@ -65,13 +66,13 @@ class ScreeningScores:
         (self.n, d), self.m = x.shape, W.shape[0]
         self.rows = even(self.n, min(ROWS, max(16, min(max_rows, TOKENS // d))), 16)
         cols = min(COLS, SCORES // self.rows, max(16, LATENTS // d))
-        self.cols = even(self.m, cols, 64 if cols >= 64 or products == INT8 else 1)
+        self.cols = even(self.m, cols, 64 if cols >= 64 or products in BITS else 1)
         self._scores = torch.empty(self.rows * self.cols, dtype=torch.bfloat16)
         self.settles = in_pieces(W)
         self._rows = torch.empty(self.cols if self.settles else 0, d, dtype=W.dtype)
         self._products: Products
-        if products == INT8:
-            self._products = EightBitProducts(self.rows, self.cols, self.W, not self.settles)
+        if products in BITS:
+            self._products = IntegerProducts(products, self.rows, self.cols, self.W, not self.settles)
         else:
             self._products = Bfloat16Products(self.rows, self.cols, self.W, x.dtype, not self.settles)
 

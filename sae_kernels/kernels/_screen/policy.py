@@ -11,16 +11,18 @@ from torch import Tensor
 from ... import settings
 from ...errors import ConfigError
 from .. import _cpu
-from . import int8
-from .chunks import BFLOAT16, INT8, in_pieces
+from . import integers
+from .chunks import BFLOAT16, in_pieces
+from .integers import INT8, INT16
 
 MODES = ("auto", "on", "off", "int8")
 LEAST_D, LEAST_M, LEAST_N = 64, 1024, 32  # below, products are too small a part of the work
 LEAST_N_IN_PIECES = 1024  # where the rows of W have to be copied first
 LATENTS_A_CHOICE = 24  # with fewer latents for each one chosen, too many are computed twice
-# 8 bits: rounding a weight takes as long as they save on so many tokens. Their bounds are wide, and wider with √d: with
-# so many coordinates, and so many latents for each one chosen, they still beat float32; and bfloat16, where it is fast.
-LEAST_N_INT8 = 256
+# Integers: rounding a weight takes as long as they save on so many tokens.
+LEAST_N_INTEGERS = {INT8: 256, INT16: 96}
+# The bounds of 8 bits are wide, and wider with √d: with so many coordinates, and so many latents for each one chosen,
+# they still beat float32; and bfloat16, where it is fast.
 MOST_D_INT8, MOST_D_BESIDE_BFLOAT16 = 4096, 3072
 LATENTS_A_CHOICE_INT8, LATENTS_A_CHOICE_BESIDE_BFLOAT16 = 48, 128
 # Where rows of W have to be copied first, a choice of k cannot wait until its bounds are narrow: it computes more.
@@ -44,8 +46,8 @@ def mode() -> str:
 
 
 def screens(x: Tensor, W: Tensor, ks: Sequence[int]) -> str:
-    """The products to screen this problem with: BFLOAT16, INT8, or "" for not at all. `on` takes what bfloat16 can do
-    at all."""
+    """The products to screen this problem with: BFLOAT16, INT8, INT16, or "" for not at all. `on` takes what bfloat16
+    can do at all."""
     chosen, (n, d), m = mode(), x.shape, W.shape[0]
     if chosen == "off" or d == 0 or n == 0 or m == 0 or W.is_neg():
         return ""
@@ -53,16 +55,18 @@ def screens(x: Tensor, W: Tensor, ks: Sequence[int]) -> str:
         return BFLOAT16
     if not _large_enough(x, W, ks):
         return ""
-    if n >= LEAST_N_INT8 and _8_bits_pay(W, ks):
-        return INT8
+    products = integers_pay(W, ks)
+    if products and n >= LEAST_N_INTEGERS[products]:
+        return products
     return BFLOAT16 if bfloat16_pays() else ""
 
 
-def screens_with_copy(x: Tensor, W: Tensor, ks: Sequence[int]) -> bool:
-    """Whether an 8-bit copy of the weights would serve these tokens, too few to make one for."""
-    if mode() in ("off", "on") or not 0 < x.shape[0] < LEAST_N_INT8 or W.is_neg() or in_pieces(W):
-        return False
-    return _large_enough(x, W, ks) and _8_bits_pay(W, ks)
+def screens_with_copy(x: Tensor, W: Tensor, ks: Sequence[int]) -> str:
+    """The products whose copy of the weights would serve these tokens, too few to make one for; "": none."""
+    if mode() in ("off", "on") or W.is_neg() or in_pieces(W) or not _large_enough(x, W, ks):
+        return ""
+    products = integers_pay(W, ks)
+    return products if products and 0 < x.shape[0] < LEAST_N_INTEGERS[products] else ""
 
 
 def _large_enough(x: Tensor, W: Tensor, ks: Sequence[int]) -> bool:
@@ -76,8 +80,14 @@ def bfloat16_pays() -> bool:
     return screening_pays() and bool(torch.backends.mkldnn.enabled)
 
 
+def integers_pay(W: Tensor, ks: Sequence[int]) -> str:
+    """Those that do, or "". AMX is left to bfloat16: its 8-bit tiles have not been timed."""
+    if _cpu.isa() == "avx2":
+        return INT16 if W.shape[1] <= integers.MOST_D else ""
+    return INT8 if _cpu.isa() == "avx512" and integers.vnni() and _8_bits_pay(W, ks) else ""
+
+
 def _8_bits_pay(W: Tensor, ks: Sequence[int]) -> bool:
-    """AMX is left to bfloat16: its 8-bit tiles have not been timed."""
     most_d, in_pieces_d, a_choice = MOST_D_INT8, MOST_D_IN_PIECES, LATENTS_A_CHOICE_INT8
     if bfloat16_pays():
         most_d, in_pieces_d = MOST_D_BESIDE_BFLOAT16, MOST_D_IN_PIECES_BESIDE_BFLOAT16
@@ -85,4 +95,4 @@ def _8_bits_pay(W: Tensor, ks: Sequence[int]) -> bool:
     if ks and in_pieces(W):
         most_d = in_pieces_d
     m, d = W.shape
-    return d <= most_d and a_choice * sum(ks) <= m and _cpu.isa() == "avx512" and int8.vnni()
+    return d <= most_d and a_choice * sum(ks) <= m

@@ -1,4 +1,4 @@
-"""Where screening scores come from: products of inputs rounded to bfloat16 (PyTorch's) or to 8 bits (csrc/screen).
+"""Where screening scores come from: products of inputs rounded to bfloat16 (PyTorch's) or to integers (csrc/screen).
 
 Scores of both are bfloat16, and two norms a row say how far off they may be (csrc/screen/bound.inl.h).
 """
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import _cpu
-from . import int8
+from . import integers
 from .kept import kept
 from .rounded import Rounded, round_rows
 
@@ -56,18 +56,22 @@ class Bfloat16Products:
         return latents.norms()
 
 
-class EightBitProducts:
+class IntegerProducts:
     """Our own. Bounds are those that are certain."""
 
-    def __init__(self, rows: int, cols: int, W: Tensor, whole: bool) -> None:
-        self._copy = int8.kept(W, rows) if whole else None
+    def __init__(self, products: str, rows: int, cols: int, W: Tensor, whole: bool) -> None:
+        self._bits = integers.BITS[products]
+        self._copy = integers.kept(W, rows, products) if whole else None
         self.keeps = self._copy is not None
-        self._room = int8.Latents.empty(0 if self.keeps else cols, W.shape[1])
-        self.nbytes = self._room.nbytes + rows * (W.shape[1] + 20)
+        self._room = self._empty(0 if self.keeps else cols, W.shape[1])
+        self.nbytes = self._room.nbytes + rows * (W.shape[1] * self._bits // 8 + 20)
+
+    def _empty(self, rows: int, d: int) -> integers.Latents:
+        return integers.Latents.empty(rows, d, self._bits)
 
     def take(self, x: Tensor) -> Norms:
         """See `Products`."""
-        self._x = int8.Tokens.of(x)
+        self._x = integers.Tokens.of(x, self._bits)
         return self._x.norms()
 
     def scores(self, W: Tensor, first: int, out: Tensor) -> Norms:
@@ -75,10 +79,10 @@ class EightBitProducts:
         rows = W.shape[0]
         if self._copy is not None:
             self._latents = self._copy.part(first, rows)
-        elif self._room.packed.shape[0] == -(-rows // int8.GROUP):
+        elif self._room.packed.shape[0] == -(-rows // integers.GROUP):
             self._latents = self._room.of(W)
         else:
-            self._latents = int8.Latents.empty(*W.shape).of(W)
+            self._latents = self._empty(*W.shape).of(W)
         args = (*self._x.args(), *self._latents.args(0, rows), W.shape[1])
-        _cpu.call("int8_scores", *args, *_cpu.pointers(out))
+        _cpu.call("integer_scores", self._bits, *args, *_cpu.pointers(out))
         return self._latents.norms()

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from .. import _cpu
 from .._pre_acts import address, bias_of
-from .._screen.chunks import BFLOAT16, INT8, ScreeningScores
-from .._screen.int8 import certain_room
+from .._screen.chunks import BFLOAT16, ScreeningScores
+from .._screen.integers import INT8, candidates_room
 
 # One score computed exactly for every so many screened costs about as much as screening saves.
 SCREENED_A_COMPUTED = 12
@@ -28,7 +28,7 @@ def run(
     chunks = ScreeningScores(x, W, products=products)
     room = _cpu.ask("screened_batch_room", count, chunks.cols)
     if products == INT8:
-        room = max(room, certain_room(count, x.shape[1]))
+        room = max(room, candidates_room(products, count, x.shape[1]))
     candidates = torch.empty(4, room, dtype=torch.int32)  # upper, lower, rows, latents
     bound = torch.tensor([-(2**31)], dtype=torch.int32)
     progress = torch.zeros(2, dtype=torch.int64)  # candidates; scores computed exactly

@@ -1,10 +1,10 @@
 """`linear_topk` on the CPU: `torch.mm` on chunks, folded by C++ into the rows' candidates while in cache.
 
-A few tokens are one C++ call (`_few`), and with AMX some more of very many latents. Where products of 8-bit or
-bfloat16 numbers are fast, `in_8_bits.py` or `screened.py` does many. Here, all scores are computed in float32. Bodies:
-csrc/select. Memory beside the outputs: that of `_pre_acts`, and 16 MiB of candidates (or those of 16 rows, about 16·k
-bytes each and selection, where that is more), whatever N and M. Given the scores, the selection is exact and
-deterministic.
+A few tokens are one C++ call (`_few`), and with AMX some more of very many latents. Where products of integers or of
+bfloat16 numbers are fast, `in_integers.py` or `screened.py` does many. Here, all scores are computed in float32.
+Bodies: csrc/select. Memory beside the outputs: that of `_pre_acts`, and 16 MiB of candidates (or those of 16 rows,
+about 16·k bytes each and selection, where that is more), whatever N and M. Given the scores, the selection is exact
+and deterministic.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch import Tensor
 
 from .. import _cpu, _few
 from .._pre_acts import PreActs, address, bias_of, check, part
-from .._screen import BFLOAT16, INT8, screens
+from .._screen import BFLOAT16, screens
 from .._screen.chunks import in_pieces
-from .._screen.int8 import CERTAIN, Latents, kept
+from .._screen.integers import BITS, CERTAIN, Latents, kept
 from .._screen.policy import bfloat16_pays, mode, screens_with_copy
-from . import in_8_bits, screened
+from . import in_integers, screened
 
 CANDIDATES_BYTES = 16 << 20
 
@@ -96,21 +96,25 @@ def certain(
         return _unscreened(x, W, b, ks, relus, among)
     products = screens(x, W, ks)
     alone = len(ks) == 1  # several share the scores of `screened`
-    copy = kept(W, x.shape[0]) if alone and screens_with_copy(x, W, ks) else None
-    if copy is not None or (products == INT8 and alone and not in_pieces(W)):
-        return _in_8_bits(x, W, b, ks, relus, among, copy)
+    others = screens_with_copy(x, W, ks) if alone else ""
+    copy = kept(W, x.shape[0], others) if others else None
+    if copy is not None:
+        return _in_integers(x, W, b, ks, relus, among, others, copy)
+    if products in BITS and alone and not in_pieces(W):
+        return _in_integers(x, W, b, ks, relus, among, products, kept(W, x.shape[0], products))
     if not products:
         return _unscreened(x, W, b, ks, relus, among)
     return _screened(x, W, b, ks, relus, among, products)
 
 
-def _in_8_bits(
+def _in_integers(
     x: Tensor,
     W: Tensor,
     b: Tensor | None,
     ks: list[int],
     relus: list[bool],
     among: Sequence[Tensor | None],
+    products: str,
     copy: Latents | None,
 ) -> list[Tensor]:
     def otherwise(x: Tensor, k: int, relu: bool, mask: Tensor | None) -> list[Tensor]:
@@ -120,8 +124,7 @@ def _in_8_bits(
             return _screened(x, W, b, [k], [relu], [mask], BFLOAT16)
         return _unscreened(x, W, b, [k], [relu], [mask])
 
-    copy = copy or kept(W, x.shape[0])
-    return in_8_bits.run(x, W, b, ks, relus, among, copy, CERTAIN, otherwise)
+    return in_integers.run(x, W, b, ks, relus, among, products, copy, CERTAIN, otherwise)
 
 
 def _screened(

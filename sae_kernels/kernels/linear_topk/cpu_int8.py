@@ -1,9 +1,9 @@
 """`linear_topk` on the CPU, screened by 8-bit products: the choice that `cpu` makes, but for a stated probability.
 
 Only by name: `encode(..., screening="int8")`, SAE_KERNELS_SCREENING=int8. What the probability is, and what it is over:
-`_screen.int8`. Rows that it does not settle go to `cpu`, and so do all tokens of weights without a copy where they are
-fewer than `LEAST_TOKENS`. Products are VNNI's, or with AMX and more than 4 tokens its tiles' (tested in emulation, not
-timed): the same integers. Memory and bodies: `in_8_bits`.
+`_screen.integers`. Rows that it does not settle go to `cpu`, and so do all tokens of weights without a copy where they
+are fewer than `LEAST_TOKENS`. Products are VNNI's, or with AMX and more than 4 tokens its tiles' (tested in emulation,
+not timed): the same integers. Memory and bodies: `in_integers`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from torch import Tensor
 
 from .. import _cpu
 from .._pre_acts import check
-from .._screen.int8 import kept, widths
-from .._screen.int8 import why_not as _why_not
-from . import cpu, in_8_bits
+from .._screen.integers import INT8, kept, widths
+from .._screen.integers import why_not as _why_not
+from . import cpu, in_integers
 
 LEAST_TOKENS = 256  # rounding a weight takes as long as 8 bits save on so many
 
@@ -36,11 +36,11 @@ def run(
         check(x, W, b, k, among=None if mask is None or mask.numel() == 0 else mask)
     if min(ks, default=0) < 1 or x.numel() == 0:
         return cpu.certain(x, W, b, ks, relus, among)
-    copy = kept(W, x.shape[0])
+    copy = kept(W, x.shape[0], INT8)
     if copy is None and x.shape[0] < LEAST_TOKENS:
         return cpu.certain(x, W, b, ks, relus, among)
 
     def otherwise(x: Tensor, k: int, relu: bool, mask: Tensor | None) -> list[Tensor]:
         return cpu.certain(x, W, b, [k], [relu], [mask])
 
-    return in_8_bits.run(x, W, b, ks, relus, among, copy, widths(W.shape[0]), otherwise)
+    return in_integers.run(x, W, b, ks, relus, among, INT8, copy, widths(W.shape[0]), otherwise)

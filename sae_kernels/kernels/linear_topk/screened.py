@@ -14,10 +14,11 @@ from torch import Tensor
 
 from .. import _cpu
 from .._pre_acts import address
-from .._screen.chunks import BFLOAT16, INT8, Chunk, ScreeningScores, Tokens
-from .._screen.int8 import certain_room
+from .._screen.chunks import BFLOAT16, Chunk, ScreeningScores, Tokens
+from .._screen.integers import INT8, INT16, candidates_room
 
-CANDIDATES_BYTES = {BFLOAT16: 24 << 20, INT8: 36 << 20}  # rows of 8 bits take less, and leave more standing
+# Rows of 8 bits take less, and leave more standing.
+CANDIDATES_BYTES = {BFLOAT16: 24 << 20, INT8: 36 << 20, INT16: 24 << 20}
 # One score computed exactly for every so many screened costs about as much as screening saves.
 SCREENED_A_COMPUTED = 12
 
@@ -39,7 +40,7 @@ class _Selection:
         self.among = None if among is None or among.numel() == 0 else _cpu.flat(among, torch.bool, "among")
         self.values = torch.empty(x.shape[0], k, dtype=x.dtype)
         self.indices = torch.empty(x.shape[0], k, dtype=torch.int32)
-        self.room = certain_room(k, W.shape[1]) if products == INT8 else _cpu.ask("screened_topk_room", k)
+        self.room = candidates_room(products, k, W.shape[1])
         self._computed = torch.zeros(1, dtype=torch.int64)
 
     def prepare(self, rows: int) -> None:

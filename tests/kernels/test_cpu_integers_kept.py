@@ -1,13 +1,13 @@
-"""8-bit copies of weights: made when they are met again, bounded, and never used once the weights are others."""
+"""Copies of weights as integers: made when they are met again, bounded, and never used once the weights are others."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from support.screening import no_vnni
 from torch import Tensor
 
-from sae_kernels.kernels import _cpu
-from sae_kernels.kernels._screen import forget, int8, kept
+from sae_kernels.kernels._screen import forget, integers, kept
 from sae_kernels.kernels.linear_topk import cpu as linear_topk
 from sae_kernels.kernels.linear_topk import cpu_int8
 
@@ -16,7 +16,7 @@ EVERYONE = torch.empty(0, dtype=torch.bool)
 
 @pytest.fixture(autouse=True)
 def _alone(cpu: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if _cpu.isa() in ("avx512", "amx") and not _cpu.ask("fast_int8"):
+    if no_vnni():
         pytest.skip("AVX-512 without VNNI")
     monkeypatch.setenv("SAE_KERNELS_SCREENING", "off")
     monkeypatch.setattr(kept, "counts", dict.fromkeys(kept.counts, 0))
@@ -39,7 +39,15 @@ def test_made_when_met_again_and_used_from_then_on() -> None:
     assert [used(W) for _ in range(4)] == [False, False, True, True]
     assert kept.counts == {"made": 1, "used": 2, "stale": 0}
     assert kept.kept_bytes() == 416 * (80 + 20)  # whole groups of 32 latents, whole vectors of 16 coordinates
-    assert int8.Latents.bytes_of(W) == kept.kept_bytes()
+    assert integers.Latents.bytes_of(W, 8) == kept.kept_bytes()
+
+
+def test_16_bits_take_twice_as_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_int8, "INT8", integers.INT16)
+    monkeypatch.setattr(cpu_int8, "widths", lambda m: integers.CERTAIN)
+    W = torch.randn(410, 70)
+    assert [used(W) for _ in range(4)] == [False, False, True, True]
+    assert kept.kept_bytes() == integers.Latents.bytes_of(W, 16) == 416 * (160 + 20)
 
 
 def test_beside_a_copy_in_bfloat16() -> None:

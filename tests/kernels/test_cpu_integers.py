@@ -1,5 +1,5 @@
-"""Screening in 8 bits: the choice among exactly computed scores, for certain or but for a probability no test can wait
-for."""
+"""Screening by integers: the choice among exactly computed scores, for certain or but for a probability no test can
+wait for."""
 
 from __future__ import annotations
 
@@ -14,40 +14,50 @@ from typing import Any
 import pytest
 import torch
 from support.guarded import placed
-from support.screening import HARD, Problem, assert_best, no_8_bits, normal
+from support.screening import HARD, Problem, assert_best, no_vnni, normal
 from torch import Tensor
 
 from sae_kernels.kernels import _cpu
-from sae_kernels.kernels._screen import int8
+from sae_kernels.kernels._screen import integers
+from sae_kernels.kernels._screen.integers import CERTAIN, INT8, INT16
 from sae_kernels.kernels.linear_topk import cpu as linear_topk
-from sae_kernels.kernels.linear_topk import cpu_int8, in_8_bits, screened
+from sae_kernels.kernels.linear_topk import cpu_int8, in_integers, screened
 
 KEPT, CHUNKS = "kept", "chunks"
-CERTAIN, CHANCE = "certain", "chance"
+BOUNDS = {"certain": INT8, "chance": INT8, "words-certain": INT16}
 
 
 @pytest.fixture(autouse=True)
 def _alone(cpu: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if no_8_bits():
+    if no_vnni():
         pytest.skip("AVX-512 without VNNI")
     monkeypatch.setenv("SAE_KERNELS_SCREENING", "on")  # what becomes of rows that are given up: sums in one order
     monkeypatch.setattr(screened, "SCREENED_A_COMPUTED", 1)
     monkeypatch.setattr(cpu_int8, "LEAST_TOKENS", 1)
-    monkeypatch.setattr(in_8_bits, "LEAST_PART", 64)
-    monkeypatch.setattr(in_8_bits, "LATENTS_BYTES", 1 << 15)
+    monkeypatch.setattr(in_integers, "LEAST_PART", 64)
+    monkeypatch.setattr(in_integers, "LATENTS_BYTES", 1 << 15)
 
 
-@pytest.fixture(params=[f"{bounds}-{source}" for bounds in (CERTAIN, CHANCE) for source in (KEPT, CHUNKS)])
+def copied(W: Tensor, tokens: int, products: str) -> integers.Latents:
+    return integers.Latents.empty(*W.shape, integers.BITS[products]).of(W)
+
+
+@pytest.fixture(params=[f"{bounds}-{source}" for bounds in BOUNDS for source in (KEPT, CHUNKS)])
 def source(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Bounds of either kind, with a copy of the weights or without."""
-    bounds, source = request.param.split("-")
+    """Bounds of either kind, integers of either size, with a copy of the weights or without."""
+    bounds, source = request.param.rsplit("-", 1)
+    monkeypatch.setattr(cpu_int8, "kept", copied if source == KEPT else lambda *_: None)
+    monkeypatch.setattr(cpu_int8, "INT8", BOUNDS[bounds])
+    if bounds != "chance":
+        monkeypatch.setattr(cpu_int8, "widths", lambda m: CERTAIN)
+    return request.param
 
-    def copy(W: Tensor, tokens: int) -> int8.Latents | None:
-        return int8.Latents.empty(*W.shape).of(W) if source == KEPT else None
 
-    monkeypatch.setattr(cpu_int8, "kept", copy)
-    if bounds == CERTAIN:
-        monkeypatch.setattr(cpu_int8, "widths", lambda m: int8.CERTAIN)
+@pytest.fixture(params=[INT8, INT16])
+def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Integers of either size, their bounds certain."""
+    monkeypatch.setattr(cpu_int8, "INT8", request.param)
+    monkeypatch.setattr(cpu_int8, "widths", lambda m: CERTAIN)
     return request.param
 
 
@@ -75,12 +85,13 @@ def test_odd_sizes(source: str, d: int) -> None:
 
 
 @pytest.mark.parametrize("at_end", [True, False], ids=["behind", "before"])
-def test_nothing_beside_a_copy_is_read(at_end: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_beside_a_copy_is_read(at_end: bool, products: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It lies beside a page that nothing may touch."""
 
-    def alone(W: Tensor, tokens: int) -> int8.Latents:
-        copy = int8.Latents.empty(*W.shape).of(W)
-        return int8.Latents(*(placed(each, each.stride(), 0, 0, at_end) for each in copy))
+    def alone(W: Tensor, tokens: int, products: str) -> integers.Latents:
+        *parts, bits = copied(W, tokens, products)
+        packed, numbers = (placed(each, each.stride(), 0, 0, at_end) for each in parts)
+        return integers.Latents(packed, numbers, bits)
 
     monkeypatch.setattr(cpu_int8, "kept", alone)
     for n, d, m in ((1, 16, 32), (3, 100, 33), (5, 33, 100), (9, 64, 65), (17, 1, 7), (20, 112, 32), (40, 31, 95)):
@@ -90,11 +101,11 @@ def test_nothing_beside_a_copy_is_read(at_end: bool, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("n", [1, 3, 5, 12, 16, 17, 32, 33, 40])
 @pytest.mark.parametrize("d", [1, 16, 17, 50, 64, 100, 190])
-def test_integer_products_are_what_they_are(n: int, d: int) -> None:
+def test_integer_products_are_what_they_are(n: int, d: int, products: str) -> None:
     """Bounds of scores are made of integers and of numbers of one side alone: any instruction set has the same bits."""
     x, W = torch.randn(n, d), torch.randn(70, d)
-    low, high, _ = _intervals(x, W)
-    each = [_intervals(x[t : t + 1], W)[:2] for t in range(n)]  # one token: no tiles
+    low, high, _ = _intervals(x, W, CERTAIN, products)
+    each = [_intervals(x[t : t + 1], W, CERTAIN, products)[:2] for t in range(n)]  # one token: no tiles
     assert torch.equal(low, torch.cat([bounds[0] for bounds in each]))
     assert torch.equal(high, torch.cat([bounds[1] for bounds in each]))
 
@@ -142,16 +153,15 @@ def test_any_number_of_threads_and_any_run_give_the_same(source: str, n: int, th
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
 
-def _intervals(x: Tensor, W: Tensor, widths: float | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def _intervals(x: Tensor, W: Tensor, widths: float = CERTAIN, products: str = INT8) -> tuple[Tensor, Tensor, Tensor]:
     """Between what each score is said to lie, and the scores, in float64."""
-    (n, _), m = x.shape, W.shape[0]
-    widths = int8.widths(m) if widths is None else widths
+    (n, _), m, bits = x.shape, W.shape[0], integers.BITS[products]
     room = _cpu.ask("screened_topk_room", m)
     lists, progress, computed = torch.empty(3, n, room).int(), torch.empty(2, n).int(), torch.zeros(1).long()
-    tokens, latents = int8.Tokens.of(x), int8.Latents.empty(*W.shape).of(W)
+    tokens, latents = integers.Tokens.of(x, bits), integers.Latents.empty(*W.shape, bits).of(W)
     state = (*(each.data_ptr() for each in (*lists, *progress)), computed.data_ptr(), n, m, room, 1)
-    inputs = (*tokens.args(), *latents.args(0, m), *_cpu.pointers(x), *_cpu.pointers(W), 0, 0, 0, widths)
-    _cpu.call("int8_topk_fold", 0, *state, *inputs)
+    inputs = (*tokens.args(), *latents.args(0, m), *_cpu.pointers(x), *_cpu.pointers(W), 0, 0, widths)
+    _cpu.call("integer_topk_fold", 0, bits, *state, *inputs)
     assert torch.equal(lists[2, :, :m], torch.arange(m).int().expand(n, m))
     high, low = (_score_of(keys[:, :m]).double() for keys in lists[:2])
     return low, high, x.double() @ W.double().mT
@@ -177,10 +187,10 @@ FIXED: dict[str, Callable[[int, int], Tensor]] = {
 def test_errors_are_as_the_derivation_says_whatever_the_rows(tokens: str, latents: str) -> None:
     """Within the bound; and their mean square, over many pairs, not above the variance the bound is made of."""
     n, m, d = 60, 500, 200
-    low, high, truth = _intervals(FIXED[tokens](n, d), FIXED[latents](m, d))
+    low, high, truth = _intervals(FIXED[tokens](n, d), FIXED[latents](m, d), integers.widths(m))
     reach, error = (high - low) / 2, truth - (high + low) / 2
     assert (error.abs() <= reach).all()
-    deviations = math.sqrt(2 * math.log(2 * m / int8.RISK))  # that the bound is from 0
+    deviations = math.sqrt(2 * math.log(2 * m / integers.RISK))  # that the bound is from 0
     relative = (error / reach)[reach > 1e-20] * deviations
     assert relative.numel() > n * m / 2
     assert relative.square().mean().sqrt() < 1.15
@@ -190,29 +200,42 @@ def test_errors_are_as_the_derivation_says_whatever_the_rows(tokens: str, latent
 
 @pytest.mark.parametrize("tokens", FIXED)
 @pytest.mark.parametrize("latents", FIXED)
-def test_certain_bounds_hold_whatever_the_rows(tokens: str, latents: str) -> None:
+def test_certain_bounds_hold_whatever_the_rows(tokens: str, latents: str, products: str) -> None:
     """And are no wider than Cauchy-Schwarz has them, with errors of a step's twelfth squared a coordinate."""
     n, m, d = 60, 500, 200
     x, W = FIXED[tokens](n, d), FIXED[latents](m, d)
-    low, high, truth = _intervals(x, W, int8.CERTAIN)
+    low, high, truth = _intervals(x, W, CERTAIN, products)
     assert (low <= truth).all()
     assert (truth <= high).all()
     if tokens == latents == "normal":
         sizes = x.norm(dim=1)[:, None] * W.norm(dim=1)
-        assert 0.005 < ((high - low) / 2 / sizes).mean() < 0.02
+        share = ((high - low) / 2 / sizes).mean()
+        if products == INT8:
+            assert 0.005 < share < 0.02
+        else:
+            assert 1 < share / (2 * d**0.5 / 32500 / 12**0.5) < 1.2
+
+
+def test_sums_of_16_bits_stay_within_32() -> None:
+    """Rows along each other, all of it in one coordinate or everywhere alike: the largest sums there are."""
+    for d in (1, 64, 4096, integers.MOST_D):
+        x = torch.stack([torch.eye(1, d)[0], -torch.ones(d), torch.linspace(0.9, 1, d), -torch.eye(1, d)[0]])
+        low, high, truth = _intervals(x, x, CERTAIN, INT16)
+        assert (low <= truth).all()
+        assert (truth <= high).all()
 
 
 def test_certain_bounds_hold_where_errors_add_up() -> None:
     """For a token along what rounding left of a latent. Bounds by chance do not: this token knows the dice."""
     W = torch.randn(40, 512)
     x = torch.randn(8000, 512)
-    low, high, truth = _intervals(x, W, int8.CERTAIN)
+    low, high, truth = _intervals(x, W)
     dropped = torch.linalg.lstsq(x.double(), truth - (low + high) / 2).solution.mT.float().contiguous()
-    low, high, truth = (each.diagonal() for each in _intervals(dropped, W, int8.CERTAIN))
+    low, high, truth = (each.diagonal() for each in _intervals(dropped, W))
     assert ((low <= truth) & (truth <= high)).all()
     share = (truth - (low + high) / 2) / ((high - low) / 2)
     assert share.median() > 0.4  # one half is for what rounding left of the token
-    low, high, _ = (each.diagonal() for each in _intervals(dropped, W))
+    low, high, _ = (each.diagonal() for each in _intervals(dropped, W, integers.widths(40)))
     assert (truth > high).all()
 
 
@@ -236,7 +259,7 @@ def test_exact_scores_outside_their_bounds_are_noticed(widths: float | None, mon
 
 def test_rows_that_bounds_do_not_settle_are_computed_otherwise(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     x, W, b = normal(30, 64, 4000)
-    monkeypatch.setattr(in_8_bits, "LEAST_PART", 4000)  # one list a token
+    monkeypatch.setattr(in_integers, "LEAST_PART", 4000)  # one list a token
     W[200:] = W[200] + 1e-4 * W[200:]  # for tokens along it, nearly equal and best; for the others, low
     along = torch.arange(30) % 10 == 3
     x = torch.where(along[:, None], 1, -1) * W[200] * 20 + 0.1 * x
@@ -255,44 +278,47 @@ def test_rows_that_bounds_do_not_settle_are_computed_otherwise(source: str, monk
 
 def test_few_tokens_of_weights_without_a_copy_are_not_screened(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_int8, "LEAST_TOKENS", 10)
-    monkeypatch.setattr(in_8_bits, "choose", lambda *_: pytest.fail("screened"))
+    monkeypatch.setattr(in_integers, "choose", lambda *_: pytest.fail("screened"))
     problem = normal(9, 64, 700)
     assert_best(problem, 5, select(problem, 5))
 
 
 def test_what_is_declined(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_cpu, "isa", lambda: "avx512")
-    monkeypatch.setattr(int8, "vnni", lambda: True)
+    monkeypatch.setattr(integers, "vnni", lambda: True)
     pieces = "W's rows do not lie in one piece, strides (1, 30) (needs inner stride 1: W.contiguous())"
-    assert int8.why_not(torch.randn(64, 30).mT) == pieces
-    assert int8.why_not(torch.empty(1, 1 << 16 | 1)) == "d is 65537 (needs at most 65536)"
-    assert int8.why_not(torch._neg_view(torch.randn(30, 4))) == "W is a negated view (needs W.resolve_neg())"
-    assert int8.why_not(torch.randn(30, 8)[::2, 1:]) is None
+    assert integers.why_not(torch.randn(64, 30).mT) == pieces
+    assert integers.why_not(torch.empty(1, 1 << 16 | 1)) == "d is 65537 (needs at most 65536)"
+    assert integers.why_not(torch._neg_view(torch.randn(30, 4))) == "W is a negated view (needs W.resolve_neg())"
+    assert integers.why_not(torch.randn(30, 8)[::2, 1:]) is None
 
 
 def test_machines_without_vnni_are_declined(monkeypatch: pytest.MonkeyPatch) -> None:
     W = torch.randn(9, 4)
     monkeypatch.setattr(_cpu, "isa", lambda: "avx2")
-    assert int8.why_not(W) == "instruction set is avx2 (needs avx512 with VNNI)"
+    assert integers.why_not(W) == "instruction set is avx2 (needs avx512 with VNNI)"
     monkeypatch.setattr(_cpu, "isa", lambda: "avx512")
-    monkeypatch.setattr(int8, "vnni", lambda: False)
-    assert int8.why_not(W) == "this processor lacks VNNI (needs avx512 with VNNI)"
+    monkeypatch.setattr(integers, "vnni", lambda: False)
+    assert integers.why_not(W) == "this processor lacks VNNI (needs avx512 with VNNI)"
 
 
 def copies() -> int:
-    """A number that tells 8-bit rows apart."""
+    """A number that tells rows of integers apart."""
     torch.manual_seed(5)
-    latents, tokens = int8.Latents.empty(70, 200).of(torch.randn(70, 200)), int8.Tokens.of(torch.randn(9, 200))
-    return hash((*latents.packed.flatten().tolist(), *tokens.starts.tolist()))
+    found: list[int] = []
+    for bits in integers.BITS.values():
+        latents = integers.Latents.empty(70, 200, bits).of(torch.randn(70, 200))
+        found += latents.packed.flatten().tolist() + integers.Tokens.of(torch.randn(9, 200), bits).starts.tolist()
+    return hash(tuple(found))
 
 
 PINNED = """
 import sys, pytest
 sys.path.insert(0, sys.argv[1])
-import test_cpu_int8
-print("copies", test_cpu_int8.copies())
+import test_cpu_integers
+print("copies", test_cpu_integers.copies())
 some = "(exact or hard or certain) and not chunks"
-sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-k", some, test_cpu_int8.__file__]))
+sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-k", some, test_cpu_integers.__file__]))
 """
 
 

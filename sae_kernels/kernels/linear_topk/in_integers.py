@@ -1,12 +1,12 @@
-"""`linear_topk` on the CPU by 8-bit products, folded into the rows' candidates while a tile of them is in registers.
+"""`linear_topk` on the CPU by products of integers, folded into the rows' candidates tile by tile.
 
-What is certain: with `_screen.int8.CERTAIN` for widths, the choice is that among exactly computed scores, whatever the
-data; with others it is so but for a probability. Rows of which bounds leave too many standing are left to `otherwise`.
-Values are exact either way: x · w + b summed in float32. Bodies: csrc/screen/int8_*.
+What is certain: with `_screen.integers.CERTAIN` for widths, the choice is that among exactly computed scores, whatever
+the data; with others it is so but for a probability. Rows of which bounds leave too many standing are left to
+`otherwise`. Values are exact either way: x · w + b summed in float32. Bodies: csrc/screen/integer_*.
 
-Weights that are met again unchanged are read from a copy in 8 bits (M·d bytes and 20 a latent, bounded by
-SAE_KERNELS_SCREEN_CACHE); others are rounded 8 MiB at a time. Memory beside the copy and the outputs: 8 MiB of latents,
-the tokens in 8 bits, and 36 MiB of candidates (or those of 16 rows, where that is more).
+Weights that are met again unchanged are read from a copy (M·d bytes, or in 16 bits twice as many, and 20 a latent,
+bounded by SAE_KERNELS_SCREEN_CACHE); others are rounded 8 MiB at a time. Memory beside the copy and the outputs: these,
+the tokens as integers, and 36 MiB of candidates (or those of 16 rows, where that is more).
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from torch import Tensor
 
 from .. import _cpu
 from .._pre_acts import address, even
-from .._screen.int8 import CERTAIN, GROUP, KIND, Latents, Tokens, certain_room
+from .._screen.integers import BITS, CERTAIN, GROUP, Latents, Tokens, candidates_room
 from .._screen.kept import contradicted
 
 ROWS = 4096
 CANDIDATES_BYTES = 36 << 20
 LATENTS_BYTES = 8 << 20
-UNSETTLED, CONTRADICTED = 1, 2  # kernels.h: int8_topk_finish
+UNSETTLED, CONTRADICTED = 1, 2  # kernels.h: integer_topk_finish
 TILES, PARTS, LEAST_PART = 64, 16, 8192  # few tokens: latents are dealt out to this many lists a token
 
 Otherwise = Callable[[Tensor, int, bool, Tensor | None], Sequence[Tensor]]  # (x, k, relu, among) → values, indices
@@ -37,6 +37,7 @@ def run(
     ks: Sequence[int],
     relus: Sequence[bool],
     among: Sequence[Tensor | None],
+    products: str,
     copy: Latents | None,
     widths: float,
     otherwise: Otherwise,
@@ -45,9 +46,9 @@ def run(
     bias = None if b is None else b.detach().float().contiguous()
     out: list[Tensor] = []
     for k, relu, mask in zip(ks, relus, among, strict=True):
-        values, indices, failed = choose(x.detach(), W.detach(), bias, copy, k, relu, mask, widths)
+        values, indices, failed = choose(x.detach(), W.detach(), bias, products, copy, k, relu, mask, widths)
         if (failed == CONTRADICTED).any():
-            contradicted(W, KIND)
+            contradicted(W, products)
         rows = failed.nonzero().squeeze(1)
         if rows.numel():
             values[rows], indices[rows] = otherwise(x[rows], k, relu, mask)
@@ -59,6 +60,7 @@ def choose(
     x: Tensor,
     W: Tensor,
     bias: Tensor | None,
+    products: str,
     copy: Latents | None,
     k: int,
     relu: bool,
@@ -66,8 +68,8 @@ def choose(
     widths: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Values, indices, and which rows hold neither, since the bounds did not settle them or were found not to hold."""
-    (n, d), m = x.shape, W.shape[0]
-    room = certain_room(k, d) if widths == CERTAIN else _cpu.ask("screened_topk_room", k)
+    (n, d), m, bits = x.shape, W.shape[0], BITS[products]
+    room = candidates_room(products, k, d) if widths == CERTAIN else _cpu.ask("screened_topk_room", k)
     rows = even(n, min(ROWS, max(16, CANDIDATES_BYTES // (12 * room))), 12)
     # Depends on sizes alone: lists, and so what is computed, are the same on any number of threads.
     parts = 1 if copy is None else max(1, min(PARTS, TILES * 12 // rows, m // LEAST_PART))
@@ -81,28 +83,28 @@ def choose(
     memory = (upper, upper + each, upper + 2 * each, count, count + 4 * rows * parts, computed.data_ptr())
     for row in range(0, n, rows):
         part = _cpu.matrix(x[row : row + rows])
-        tokens, dtype = Tokens.of(part), _cpu.dtype_code(part)
+        tokens, dtype = Tokens.of(part, bits), _cpu.dtype_code(part)
         state = (*memory, part.shape[0] * parts, k, room, parts)
         of_x, of_W = _cpu.pointers(part), _cpu.pointers(W)
-        for latents in _latents(W, copy):
-            inputs = (*tokens.args(), *latents, *of_x, *of_W, 0, address(bias), address(among), widths)
-            _cpu.call("int8_topk_fold", dtype, *state, *inputs)
+        for latents in _latents(W, copy, bits):
+            inputs = (*tokens.args(), *latents, *of_x, *of_W, address(bias), address(among), widths)
+            _cpu.call("integer_topk_fold", dtype, bits, *state, *inputs)
         out = (values[row:].data_ptr(), indices[row:].data_ptr(), failed[row:].data_ptr())
-        _cpu.call("int8_topk_finish", dtype, *state, *of_x, *of_W, address(bias), relu, *out)
+        _cpu.call("integer_topk_finish", dtype, *state, *of_x, *of_W, address(bias), relu, *out)
         if 2 * int((failed[row : row + rows] == UNSETTLED).sum()) > part.shape[0]:
             break  # nor would the other tokens' be: they are left as they are, unsettled
     return values, indices, failed
 
 
-def _latents(W: Tensor, copy: Latents | None) -> Iterator[tuple[int, ...]]:
-    """All of W's rows in 8 bits, as C++ takes them: from the copy, or chunk by chunk."""
+def _latents(W: Tensor, copy: Latents | None, bits: int) -> Iterator[tuple[int, ...]]:
+    """All of W's rows as integers, as C++ takes them: from the copy, or chunk by chunk."""
     m, d = W.shape
     if copy is not None:
         yield copy.args(0, m)
         return
-    step = even(m, max(GROUP, LATENTS_BYTES // d), GROUP)
-    room = Latents.empty(step, d)
+    step = even(m, max(GROUP, 8 * LATENTS_BYTES // (bits * d)), GROUP)
+    room = Latents.empty(step, d, bits)
     for first in range(0, m, step):
         rows = W[first : first + step]
-        latents = room if rows.shape[0] == step else Latents.empty(rows.shape[0], d)
+        latents = room if rows.shape[0] == step else Latents.empty(rows.shape[0], d, bits)
         yield latents.of(rows).args(first, rows.shape[0])

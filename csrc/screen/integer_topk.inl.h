@@ -1,4 +1,4 @@
-// linear_topk's selection, screened by products of 8-bit rows: the filter follows each tile's products while they
+// linear_topk's selection, screened by products of rows of integers: the filter follows each tile's products while they
 // are in the first cache, and what it lets through is settled in float32 as in screened_topk.inl.h.
 //
 // How far a screening score may lie from x . w as `dot_rows` computes it. For certain (widths 0), with |x - x'| and
@@ -6,7 +6,7 @@
 //
 //   |x - x'| |w| + (|x| + |x - x'|) |w - w'|                   Cauchy-Schwarz
 //
-// Or but for the probability that `widths` stands for (derived in sae_kernels/kernels/_screen/int8.py; |w| and |x| as
+// Or but for the probability that `widths` stands for (derived in sae_kernels/kernels/_screen/integers.py; |w| and |x| as
 // kept, rounded up):
 //
 //   widths sqrt((s_x |w|)^2 + (s_w X)^2)                       chance: the dithers'; X = |x| + s_x sqrt(d) / 2
@@ -14,12 +14,12 @@
 //
 // Both and what the grid, the rotation and float arithmetic leave for certain, a multiple of X |w|.
 #pragma once
-#include "screen/int8_tile.inl.h"
+#include "screen/integer_tile.inl.h"
 #include "screen/screened_topk.inl.h"
 
 namespace {
 namespace screen {
-namespace int8 {
+namespace integers {
 
 // One score computed exactly for every so many screened costs about as much as screening saves.
 constexpr int64_t kScreenedAComputed = 48;
@@ -30,7 +30,7 @@ struct Share {
   float of_norm, of_spread;
 };
 
-inline Share share_of(const sk_int8_tokens& tokens, int64_t r, int64_t width, float widths) {
+inline Share share_of(const sk_integer_tokens& tokens, int64_t r, int64_t width, float widths) {
   const float step = tokens.scale[r], norm = tokens.norm[r], rest = tokens.rest[r];
   const double up = 1 + 0x1p-12;
   if (widths == 0) return {rest, float(up * (double(norm) + rest))};
@@ -64,7 +64,7 @@ struct Group {
   float bias[kAbreast], slack[kAbreast];  // slack: what adding the bias rounds away, and what flushed denormals were
   uint64_t allowed;
 
-  Group(const sk_int8_latents& latents, const float* spreads, const float* biases, const uint8_t* among, int64_t at)
+  Group(const sk_integer_latents& latents, const float* spreads, const float* biases, const uint8_t* among, int64_t at)
       : scale(latents.scale + at), offset(latents.offset + at), norm(latents.norm + at), spread(spreads + at) {
     const int64_t left = latents.count - at, first = latents.first + at;
     allowed = left < kAbreast ? (uint64_t(1) << left) - 1 : 0xffffffffu;
@@ -79,7 +79,7 @@ struct Group {
   }
 
   SK_INLINE vf score(int l, const int32_t* products, float step) const {
-    return fma(fma(load(scale + l), integers(products + l), load(offset + l)), splat(step), load(bias + l));
+    return fma(fma(load(scale + l), as_floats(products + l), load(offset + l)), splat(step), load(bias + l));
   }
   SK_INLINE vf reach(int l, Share share) const {
     return fma(load(spread + l), splat(share.of_spread), fma(load(norm + l), splat(share.of_norm), load(slack + l)));
@@ -92,7 +92,7 @@ struct Group {
       const vf a = load(scale + l), b = load(offset + l), top = load(bias + l) + load(slack + l);
       const vf size = load(norm + l), spreads = load(spread + l);
       for (int t = 0; t < count; ++t) {
-        const vf around = fma(fma(a, integers(products + t * kAbreast + l), b), splat(tokens[t].step), top);
+        const vf around = fma(fma(a, as_floats(products + t * kAbreast + l), b), splat(tokens[t].step), top);
         const Share share = tokens[t].share;
         const vf high = fma(spreads, splat(share.of_spread), fma(size, splat(share.of_norm), around));
         bits[t] |= not_below(high, splat(tokens[t].least)) << l;
@@ -113,19 +113,18 @@ inline float least_of(const Candidates& c) {
   return c.bound >= Float32::kFirstNaN ? __builtin_inff() : sel::score_of(c.bound);
 }
 
-template <class T>
+template <class Kind, class T>
 struct Fold {
   const sk_screened_topk& s;
   int64_t parts;
-  const sk_int8_tokens& tokens;
-  const sk_int8_latents& latents;
+  const sk_integer_tokens& tokens;
+  const sk_integer_latents& latents;
   const sk_matrix &x, &W;
-  int64_t W_first;
   const float* bias;
   const uint8_t* among;
   float widths;
-  int64_t size;
-  TokenTile layout;
+  int64_t size, bytes;  // of a row: numbers, and what they take
+  TokenTile<Kind> layout;
 
   Candidates candidates(int64_t part, int64_t r) const { return candidates_of(s, part * tokens.n + r, true); }
   void keep(int64_t part, int64_t r, const Candidates& c) const {
@@ -137,7 +136,7 @@ struct Fold {
   void take(int64_t part, int64_t r, Token& token, const Group& group, const int32_t* products, uint64_t bits,
             int64_t first, int64_t screened) const {
     Candidates c = candidates(part, r);
-    const Exactly<T> exactly{row_of<T>(x, r), W, W_first, bias};
+    const Exactly<T> exactly{row_of<T>(x, r), W, 0, bias};
     const int64_t allowance = (widths == 0 ? 16 : 8) * s.k;
     for (int l = 0; l < kAbreast; l += kLanes) {
       const uint64_t here = bits >> l & ((uint64_t(1) << kLanes) - 1);
@@ -164,7 +163,7 @@ struct Fold {
 #endif
     const int64_t first_row = first_tile * tile, end_row = last_tile * tile < tokens.n ? last_tile * tile : tokens.n;
     const Scratch<Token> known(end_row - first_row);
-    const Scratch<int32_t> products(kTile * kAbreast), room(kTile * 16);
+    const Scratch<int32_t> products(kMostTokens * kAbreast), room(kMostTokens * 16);
     if (!known.data || !products.data || !room.data) return false;
     for (int64_t r = first_row; r < end_row; ++r) {
       if (latents.first == 0) s.count[part * tokens.n + r] = 0, s.bound[part * tokens.n + r] = Float32::kLeast;
@@ -174,7 +173,7 @@ struct Fold {
     }
     const float* spreads = widths == 0 ? latents.rest : latents.spread;
     const int64_t groups = (latents.count + kAbreast - 1) / kAbreast, begin = groups * part / parts;
-    const int64_t end = groups * (part + 1) / parts, block = 1 + kBlockBytes / (size * kAbreast);
+    const int64_t end = groups * (part + 1) / parts, block = 1 + kBlockBytes / (bytes * kAbreast);
     for (int64_t b = begin; b < end; b += block)
       for (int64_t t = first_tile; t < last_tile; ++t) {
         Token* mine = known.data + (t - first_tile) * tile;
@@ -182,15 +181,15 @@ struct Fold {
         bool any = false;
         for (int i = 0; i < count; ++i) any |= mine[i].open;
         if (!any) continue;
-        int32_t each[kTile] = {};
+        int32_t each[kMostTokens] = {};
         for (int i = 0; i < count; ++i) each[i] = tokens.start[t * tile + i];
         const int32_t* starts = ready_starts(tile, each, room.data);
         const char* xs = static_cast<const char*>(tokens.packed) + t * layout.size;
         for (int64_t g = b; g < end && g < b + block; ++g) {
-          const uint8_t* ws = static_cast<const uint8_t*>(latents.packed) + g * kAbreast * size;
-          tile_products(tile, xs, ws, size / 4, starts, products.data);
+          const uint8_t* ws = static_cast<const uint8_t*>(latents.packed) + g * kAbreast * bytes;
+          tile_products<Kind>(tile, xs, ws, bytes / 4, starts, products.data);
           const Group group(latents, spreads, bias, among, g * kAbreast);
-          uint64_t bits[kTile];
+          uint64_t bits[kMostTokens];
           group.filter(count, products.data, mine, bits);
           for (int i = 0; i < count; ++i)
             if (bits[i] && mine[i].open)
@@ -238,44 +237,49 @@ inline bool with_all(const sk_screened_topk& s, int64_t parts, int64_t r, const 
   return true;
 }
 
-}  // namespace int8
+}  // namespace integers
 }  // namespace screen
 
 // Folds latents in, ascending from call to call; those of one call only where there are several parts. state.n = parts
 // times the tokens: each part of the latents has lists of its own.
-sk_status int8_topk_fold(int32_t dtype, sk_screened_topk s, int64_t parts, sk_int8_tokens tokens,
-                         sk_int8_latents latents, sk_matrix x, sk_matrix W, int64_t W_first, const float* bias,
-                         const uint8_t* among, float widths, int32_t threads) {
-  using namespace screen::int8;
-  if (!fits(s, parts, x, W) || x.rows != tokens.n || !screen::covers(W, W_first, latents.first, latents.count) ||
-      (parts > 1 && latents.first > 0))
+sk_status integer_topk_fold(int32_t dtype, int32_t bits, sk_screened_topk s, int64_t parts, sk_integer_tokens tokens,
+                            sk_integer_latents latents, sk_matrix x, sk_matrix W, const float* bias,
+                            const uint8_t* among, float widths, int32_t threads) {
+  using namespace screen::integers;
+  if (!fits(s, parts, x, W) || x.rows != tokens.n || !screen::covers(W, 0, latents.first, latents.count) ||
+      (parts > 1 && latents.first > 0) || (bits != 8 && widths != 0))
     return failure(SK_BAD_SIZE);
   if (tokens.n == 0) return success();
-  const TokenTile layout(tokens.n, width(x.cols));
-  const int64_t tiles = (tokens.n + layout.tokens - 1) / layout.tokens;
-  const int64_t workers = threads < 1 ? 1 : threads;
-  int64_t runs = parts >= 2 * workers ? 1 : (workers + parts - 1) / parts;
-  if (runs > tiles) runs = tiles;
-  int32_t full = 0;
-  const sk_status status = for_dtype(dtype, [&](auto type) {
-    using T = decltype(type);
-    const Fold<T> fold{s, parts, tokens, latents, x, W, W_first, bias, among, widths, width(x.cols), layout};
-    parallel_runs(parts * runs, 1, threads, [&](int, int64_t begin, int64_t end) {
-      for (int64_t u = begin; u < end; ++u) {
-        const int64_t part = u / runs, run = u % runs;
-        if (!fold.run(part, tiles * run / runs, tiles * (run + 1) / runs)) __atomic_store_n(&full, 1, __ATOMIC_RELAXED);
-      }
+  return for_bits(bits, [&](auto kind) {
+    using Kind = decltype(kind);
+    const TokenTile<Kind> layout(tokens.n, row_bytes<Kind>(x.cols));
+    const int64_t tiles = (tokens.n + layout.tokens - 1) / layout.tokens;
+    const int64_t workers = threads < 1 ? 1 : threads;
+    int64_t runs = parts >= 2 * workers ? 1 : (workers + parts - 1) / parts;
+    if (runs > tiles) runs = tiles;
+    int32_t full = 0;
+    const sk_status status = for_dtype(dtype, [&](auto type) {
+      const int64_t size = width(x.cols), bytes = row_bytes<Kind>(x.cols);
+      const Fold<Kind, decltype(type)> fold{s,    parts, tokens, latents, x,     W,
+                                            bias, among, widths, size,    bytes, layout};
+      parallel_runs(parts * runs, 1, threads, [&](int, int64_t begin, int64_t end) {
+        for (int64_t u = begin; u < end; ++u) {
+          const int64_t part = u / runs, run = u % runs;
+          const bool done = fold.run(part, tiles * run / runs, tiles * (run + 1) / runs);
+          if (!done) __atomic_store_n(&full, 1, __ATOMIC_RELAXED);
+        }
+      });
+      return success();
     });
-    return success();
+    return full ? failure(SK_NO_MEMORY) : status;
   });
-  return full ? failure(SK_NO_MEMORY) : status;
 }
 
 // As screened_topk_finish. Rows that were given up are not written; failed[r] says which, and by which count, negated.
-sk_status int8_topk_finish(int32_t dtype, sk_screened_topk s, int64_t parts, sk_matrix x, sk_matrix W,
-                           const float* bias, int32_t relu, void* values, int32_t* indices, uint8_t* failed,
-                           int32_t threads) {
-  using namespace screen::int8;
+sk_status integer_topk_finish(int32_t dtype, sk_screened_topk s, int64_t parts, sk_matrix x, sk_matrix W,
+                              const float* bias, int32_t relu, void* values, int32_t* indices, uint8_t* failed,
+                              int32_t threads) {
+  using namespace screen::integers;
   if (!fits(s, parts, x, W)) return failure(SK_BAD_SIZE);
   int32_t full = 0;
   const sk_status status = for_dtype(dtype, [&](auto type) {

@@ -1,4 +1,8 @@
-"""Rows in 8 bits, whose products bound an inner product: for certain, or more narrowly but for a stated probability.
+"""Rows of integers, whose products bound an inner product: for certain, or more narrowly but for a stated probability.
+
+16 bits are what AVX2 multiplies at 1.5 to 2 times the rate of float32. Rows are rounded to steps of |x| / 32500
+(csrc/screen/round_16.inl.h); their products are off by d / 56000 standard deviations of x · w, for certain. 8 bits are
+VNNI's, at four times the rate, and what the rest is about.
 
 What is rounded. Both x and w are rotated by one orthogonal matrix (random signs and Hadamard transforms: x · w stays,
 outlier coordinates are spread), then rounded to multiples of a step of their own, s = max |·| / 126.5, with
@@ -22,7 +26,7 @@ That is Hoeffding's argument with the error's variance in the place of its range
 M latents of a token, t = √(2 V ln(2 M / RISK)) holds for all of them at once with probability at least 1 - RISK; and
 where it holds, what screening drops cannot be among the k best. Uniform numbers are drawn on a grid of 2¹⁴ points
 (sub-Gaussian with no more, since such a number plus a uniform one on a cell is uniform); rounding rows to that grid,
-and all float32 arithmetic, is bounded without chance and added (csrc/screen/int8_topk.inl.h).
+and all float32 arithmetic, is bounded without chance and added (csrc/screen/round_8.inl.h).
 
 What the probability is over: signs, u and v, and nothing else. No distribution of activations or weights is assumed:
 for every x, W, b that were chosen without knowledge of u and v, adversarially even, a token's latents are exactly the
@@ -46,7 +50,9 @@ from .kept import keep
 
 RISK = 1e-9  # of a token's choice being wrong
 MOST_D = 1 << 16
-GROUP = 32  # latents side by side: csrc/screen/int8_rows.inl.h
+GROUP = 32  # latents that lie together: csrc/screen/integer_layout.inl.h
+INT8, INT16 = "int8", "int16"  # products of them
+BITS = {INT8: 8, INT16: 16}
 
 
 @functools.cache
@@ -78,34 +84,36 @@ def widths(m: int) -> float:
     return math.sqrt(math.log(2 * m / RISK) / 6)
 
 
-def certain_room(k: int, d: int) -> int:
-    """Candidates of a token that bounds which are certain leave room for: about twice those that they keep, of normal
-    pre-acts, their reach being √d / 62 standard deviations."""
-    return max(_cpu.ask("screened_topk_room", k), int(k * (11 + (d / 680) ** 2)))
+def candidates_room(products: str, k: int, d: int) -> int:
+    """Candidates of a token that there is room for, under bounds which are certain: about twice those that they keep,
+    of normal pre-acts. The reach of 8 bits is √d / 62 standard deviations, that of others much less."""
+    room = _cpu.ask("screened_topk_room", k)
+    return max(room, int(k * (11 + (d / 680) ** 2))) if products == INT8 else room
 
 
 class Latents(NamedTuple):
-    """Rows of W in 8 bits, in groups that lie as the products read them, and five numbers for each."""
+    """Rows of W as integers, in groups that lie as the products read them, and five numbers for each."""
 
-    packed: Tensor  # uint8 (groups, width of a row * 32)
+    packed: Tensor  # uint8 (groups, bytes of a row * 32)
     numbers: Tensor  # float32 (5, 32 groups)
+    bits: int
 
     @staticmethod
-    def empty(rows: int, d: int) -> Latents:
+    def empty(rows: int, d: int, bits: int) -> Latents:
         """Room for so many."""
         groups = -(-rows // GROUP)
-        packed = _cpu.empty(groups, _cpu.ask("int8_width", d) * GROUP, dtype=torch.uint8)
-        return Latents(packed, torch.empty(5, groups * GROUP))
+        packed = _cpu.empty(groups, _cpu.ask("integer_width", bits, d) * GROUP, dtype=torch.uint8)
+        return Latents(packed, torch.empty(5, groups * GROUP), bits)
 
     @staticmethod
-    def bytes_of(W: Tensor) -> int:
+    def bytes_of(W: Tensor, bits: int) -> int:
         """What a copy of W takes."""
-        return -(-W.shape[0] // GROUP) * GROUP * (_cpu.ask("int8_width", W.shape[1]) + 20)
+        return -(-W.shape[0] // GROUP) * GROUP * (_cpu.ask("integer_width", bits, W.shape[1]) + 20)
 
     def of(self, W: Tensor) -> Latents:
         """Filled with W's rows: with no other number of them than there is room for."""
         args = (*_cpu.pointers(W), self.packed.data_ptr(), self.numbers.data_ptr())
-        _cpu.call("int8_latents", _cpu.dtype_code(W), *args)
+        _cpu.call("integer_latents", _cpu.dtype_code(W), self.bits, *args)
         return self
 
     def same(self, W: Tensor, groups: int, calls: int) -> bool:
@@ -114,7 +122,7 @@ class Latents(NamedTuple):
         first = groups * calls % every
         last = min(every, first + groups)
         rows = W[first * GROUP : last * GROUP]
-        again = Latents.empty(rows.shape[0], W.shape[1]).of(rows)
+        again = Latents.empty(rows.shape[0], W.shape[1], self.bits).of(rows)
         numbers = self.numbers[:, first * GROUP : last * GROUP].contiguous()
         same = torch.equal(again.numbers.view(torch.int32), numbers.view(torch.int32))  # NaN is NaN
         return same and torch.equal(again.packed, self.packed[first:last])
@@ -122,7 +130,8 @@ class Latents(NamedTuple):
     def part(self, first: int, rows: int) -> Latents:
         """Those of some of the rows, from a whole group on."""
         groups = slice(first // GROUP, -(-(first + rows) // GROUP))
-        return Latents(self.packed[groups], self.numbers[:, groups.start * GROUP : groups.stop * GROUP].contiguous())
+        numbers = self.numbers[:, groups.start * GROUP : groups.stop * GROUP].contiguous()
+        return Latents(self.packed[groups], numbers, self.bits)
 
     def norms(self) -> tuple[int, int]:
         """Addresses: of the rows' norms, and of those of what rounding left of them."""
@@ -138,42 +147,41 @@ class Latents(NamedTuple):
         return self.packed.nbytes + self.numbers.nbytes
 
 
-KIND = "int8"
 LOOKED_AT = 64  # one group in so many is compared with the weights at each call
 MANY = 256  # tokens; with fewer, one group is
 
 
-def kept(W: Tensor, tokens: int) -> Latents | None:
+def kept(W: Tensor, tokens: int, products: str) -> Latents | None:
     """The copy of these very weights, made when they are met for the second time.
 
     What tells that they are the same: see `_screen.kept`. The sample that is compared holds 32 latents, others at each
     call, or one in 64 where there are many tokens: a change to all rows that moved no version counter is seen at once,
     one to a single row after a while, or when its exact score contradicts the copy.
     """
-    W = W.detach()
+    W, bits = W.detach(), BITS[products]
     groups = max(1, -(-W.shape[0] // GROUP) // LOOKED_AT) if tokens >= MANY else 1
 
     def make() -> Latents:
-        return Latents.empty(*W.shape).of(W)
+        return Latents.empty(W.shape[0], W.shape[1], bits).of(W)
 
-    return keep(W, KIND, Latents.bytes_of(W), make, lambda copy, calls: copy.same(W, groups, calls))
+    return keep(W, products, Latents.bytes_of(W, bits), make, lambda copy, calls: copy.same(W, groups, calls))
 
 
 class Tokens(NamedTuple):
-    """Rows of x in 8 bits."""
+    """Rows of x as integers."""
 
     packed: Tensor
     numbers: Tensor
     starts: Tensor
 
     @staticmethod
-    def of(x: Tensor) -> Tokens:
+    def of(x: Tensor, bits: int) -> Tokens:
         """From rows in one piece."""
         n, d = x.shape
-        run = -(-_cpu.ask("int8_width", d) // 64) * 64
-        packed = torch.empty((n + 31) * run, dtype=torch.int8)  # as they lie on any instruction set: kernels.h
+        run = -(-_cpu.ask("integer_width", bits, d) // 64) * 64
+        packed = torch.empty((n + 31) * run, dtype=torch.uint8)  # as they lie on any instruction set: kernels.h
         made = Tokens(packed, torch.empty(4, n), torch.empty(n, dtype=torch.int32))
-        _cpu.call("int8_tokens", _cpu.dtype_code(x), *_cpu.pointers(x), *(each.data_ptr() for each in made))
+        _cpu.call("integer_tokens", _cpu.dtype_code(x), bits, *_cpu.pointers(x), *(each.data_ptr() for each in made))
         return made
 
     def norms(self) -> tuple[int, int]:

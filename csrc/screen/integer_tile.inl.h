@@ -1,29 +1,34 @@
 // Integer products of a tile of tokens and a group of 32 latents, all of whose sums stay in registers.
 #pragma once
-#include "screen/int8_rows.inl.h"
+#include "screen/integer_rows.inl.h"
 
 namespace {
 namespace screen {
-namespace int8 {
+namespace integers {
 
 constexpr int64_t kBlockBytes = 1 << 18;  // of latents that all of a run's tokens see before the next
 
-SK_INLINE vf integers(const int32_t* p) {
+SK_INLINE vf as_floats(const int32_t* p) {
   vi v;
   memcpy(&v, p, sizeof v);
   return __builtin_convertvector(v, vf);
 }
 
 #if defined(__AVX512F__)
-// Assembly: the intrinsic needs flags this file is not compiled with, and GCC 12 spills its sums. bytes: unsigned.
-SK_INLINE void add_products(__m512i& sum, __m512i bytes, __m512i tokens) {
+// Assembly: the intrinsics need flags this file is not compiled with, and GCC 12 spills their sums.
+SK_INLINE void add_products(Eight, __m512i& sum, __m512i bytes, __m512i tokens) {  // bytes: unsigned
   asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(bytes), "v"(tokens));
+}
+SK_INLINE void add_products(Sixteen, __m512i& sum, __m512i words, __m512i tokens) {
+  asm("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(words), "v"(tokens));
 }
 
 // kChains: sums of one product that do not wait for each other.
-template <int kTokens, int kChains>
+template <class Kind, int kTokens, int kChains>
 __attribute__((noinline)) void products(const int32_t* x, const uint8_t* w, int64_t fours, const int32_t* starts,
                                         int32_t* out) {
+  constexpr int64_t kStep = 4 * Kind::kSide;
+  const uint8_t* other = Kind::kSide == kAbreast ? w + 64 : w + fours * kStep;  // of the latents from 16 on
   __m512i sums[kChains][kTokens][2];  // every loop over them unrolled: else they live in memory
 #pragma GCC unroll 4
   for (int c = 0; c < kChains; ++c)
@@ -34,13 +39,13 @@ __attribute__((noinline)) void products(const int32_t* x, const uint8_t* w, int6
     }
   for (int64_t i = 0; i < fours; i += kChains)
 #pragma GCC unroll 4
-    for (int c = 0; c < kChains; ++c, x += kTokens, w += 4 * kAbreast) {
-      const __m512i low = _mm512_loadu_si512(w), high = _mm512_loadu_si512(w + 64);
+    for (int c = 0; c < kChains; ++c, x += kTokens, w += kStep, other += kStep) {
+      const __m512i low = _mm512_loadu_si512(w), high = _mm512_loadu_si512(other);
 #pragma GCC unroll 12
       for (int t = 0; t < kTokens; ++t) {
         const __m512i token = _mm512_set1_epi32(x[t]);
-        add_products(sums[c][t][0], low, token);
-        add_products(sums[c][t][1], high, token);
+        add_products(Kind{}, sums[c][t][0], low, token);
+        add_products(Kind{}, sums[c][t][1], high, token);
       }
     }
 #pragma GCC unroll 12
@@ -55,20 +60,59 @@ __attribute__((noinline)) void products(const int32_t* x, const uint8_t* w, int6
   }
 }
 #else
-template <int kTokens, int kChains>
-inline void products(const int32_t* x, const uint8_t* w, int64_t fours, const int32_t* starts, int32_t* out) {
-  for (int t = 0; t < kTokens; ++t) {
-    uint32_t sums[kAbreast];
-    for (int l = 0; l < kAbreast; ++l) sums[l] = uint32_t(starts[t]);
-    for (int64_t i = 0; i < fours; ++i) {
-      int8_t four[4];
-      memcpy(four, x + i * kTokens + t, 4);
-      const uint8_t* row = w + i * 4 * kAbreast;
-      for (int l = 0; l < kAbreast; ++l)
-        for (int j = 0; j < 4; ++j) sums[l] += uint32_t(row[4 * l + j] * four[j]);
+template <class Kind, int kTokens, int kChains>
+inline void portable_products(const int32_t* x, const uint8_t* w, int64_t fours, const int32_t* starts, int32_t* out) {
+  using Number = typename Kind::Number;
+  constexpr int kSide = Kind::kSide, kNumbers = 4 / sizeof(Number);
+  for (int first = 0; first < kAbreast; first += kSide, w += fours * 4 * kSide)
+    for (int t = 0; t < kTokens; ++t) {
+      uint32_t sums[kSide];
+      for (int l = 0; l < kSide; ++l) sums[l] = uint32_t(starts[t]);
+      for (int64_t i = 0; i < fours; ++i) {
+        Number mine[kNumbers];
+        memcpy(mine, x + i * kTokens + t, 4);
+        using Latent = typename std::conditional<Kind::kFlip != 0, uint8_t, Number>::type;
+        Latent theirs[kSide * kNumbers];
+        memcpy(theirs, w + i * 4 * kSide, sizeof theirs);
+        for (int l = 0; l < kSide; ++l)
+          for (int j = 0; j < kNumbers; ++j) sums[l] += uint32_t(theirs[kNumbers * l + j] * mine[j]);
+      }
+      memcpy(out + t * kAbreast + first, sums, sizeof sums);
     }
-    memcpy(out + t * kAbreast, sums, sizeof sums);
+}
+
+template <class Kind, int kTokens, int kChains>
+inline void products(const int32_t* x, const uint8_t* w, int64_t fours, const int32_t* starts, int32_t* out) {
+#if defined(__AVX2__)
+  if constexpr (std::is_same<Kind, Sixteen>::value) {
+    // 12 sums, two vectors of latents and two to work with are all the registers there are; GCC 12 by itself spills.
+    for (const uint8_t* end = w + fours * 4 * kAbreast; w < end; out += 16) {
+      const int32_t* token = x;
+      __m256i sums[kTokens][2];
+      SK_UNROLL
+      for (int t = 0; t < kTokens; ++t) sums[t][0] = sums[t][1] = _mm256_set1_epi32(starts[t]);
+      for (int64_t i = 0; i < fours; ++i, token += kTokens, w += 64) {
+        const __m256i low = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w));
+        const __m256i high = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w + 32));
+        SK_UNROLL
+        for (int t = 0; t < kTokens; ++t) {
+          __m256i one, two;
+          asm("vpbroadcastd %6, %3\n\tvpmaddwd %3, %4, %2\n\tvpmaddwd %3, %5, %3\n\t"
+              "vpaddd %2, %0, %0\n\tvpaddd %3, %1, %1"
+              : "+x"(sums[t][0]), "+x"(sums[t][1]), "=&x"(one), "=&x"(two)
+              : "x"(low), "x"(high), "m"(token[t]));
+        }
+      }
+      SK_UNROLL
+      for (int t = 0; t < kTokens; ++t) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + t * kAbreast), sums[t][0]);
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + t * kAbreast + 8), sums[t][1]);
+      }
+    }
+    return;
   }
+#endif
+  portable_products<Kind, kTokens, kChains>(x, w, fours, starts, out);
 }
 #endif
 
@@ -123,6 +167,7 @@ inline const int32_t* ready_starts(int64_t tile, const int32_t* starts, int32_t*
 }
 
 // out (tile, 32) = starts + x . w, `fours` being a multiple of 4.
+template <class Kind>
 inline void tile_products(int64_t tile, const void* tokens, const uint8_t* w, int64_t fours, const int32_t* starts,
                           int32_t* out) {
 #if SK_TILES
@@ -132,17 +177,16 @@ inline void tile_products(int64_t tile, const void* tokens, const uint8_t* w, in
   }
 #endif
   const int32_t* x = static_cast<const int32_t*>(tokens);
+  constexpr int kMost = Kind::kTiled ? 4 : Kind::kTokens;
   switch (tile) {
-    case 1: return products<1, 4>(x, w, fours, starts, out);
-    case 2: return products<2, 4>(x, w, fours, starts, out);
-    case 4: return products<4, 2>(x, w, fours, starts, out);
-#if !SK_TILES
-    case 8: return products<8, 1>(x, w, fours, starts, out);
-    default: return products<kTile, 1>(x, w, fours, starts, out);
-#endif
+    case 1: return products<Kind, 1, 4>(x, w, fours, starts, out);
+    case 2: return products<Kind, 2, 4>(x, w, fours, starts, out);
+    case 4: return products<Kind, 4, 2>(x, w, fours, starts, out);
+    case 8: if constexpr (kMost > 8) return products<Kind, 8, 1>(x, w, fours, starts, out);
   }
+  if constexpr (kMost > 4) products<Kind, kMost, 1>(x, w, fours, starts, out);
 }
 
-}  // namespace int8
+}  // namespace integers
 }  // namespace screen
 }  // namespace
