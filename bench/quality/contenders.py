@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from bench.quality import papers
@@ -59,14 +60,12 @@ def ours(row: str, settings: tuple[float, ...], keys: Callable[[float], dict[str
 
 def lens(row: str, settings: tuple[float, ...], architecture: str, **keys: Any) -> Contender:
     """Of SAELens, with k."""
-    make = lambda job: SAELens(job, architecture, {"k": round(job.setting), **keys}, {})  # noqa: E731
-    return Contender(row, LENS, settings, make)
+    return Contender(row, LENS, settings, lambda job: SAELens(job, architecture, {**k(job.setting), **keys}, {}))
 
 
 def lens_penalised(row: str, settings: tuple[float, ...], architecture: str, name: str, **keys: Any) -> Contender:
     """Of SAELens, with a coefficient of this name."""
-    make = lambda job: SAELens(job, architecture, keys, {name: job.setting})  # noqa: E731
-    return Contender(row, LENS, settings, make)
+    return Contender(row, LENS, settings, lambda job: SAELens(job, architecture, keys, {name: job.setting}))
 
 
 def learned(row: str, settings: tuple[float, ...], trainer: str, keys: Callable[[float], dict[str, Any]]) -> Contender:
@@ -79,6 +78,27 @@ def k(value: float) -> dict[str, Any]:
     return {"k": round(value)}
 
 
+def k_followed(value: float) -> dict[str, Any]:
+    """The same, with a running threshold of dictionary_learning's: its 1000 and 0.999 are for long runs."""
+    return {"threshold_start_step": 0, "threshold_beta": 0.99, **k(value)}
+
+
+def l0_target(value: float) -> dict[str, Any]:
+    """Of the quadratic loss."""
+    return {"sparsity_loss": "quadratic", "l0_target": value, **penalty(192.0)}
+
+
+def l1(value: float) -> dict[str, Any]:
+    """dictionary_learning's penalty."""
+    return {"l1_penalty": value / math.sqrt(D), **RAMP}
+
+
+def lens_l0_target(job: Job) -> SAELens:
+    """SAELens' quadratic loss: its loss has 2/t (L0 − t)², ours λ/t² (L0 − t)²."""
+    keys = {"jumprelu_sparsity_loss_mode": "quadratic", "target_l0": job.setting}
+    return SAELens(job, "jumprelu", keys, {"l0": 96 / job.setting})
+
+
 def penalty(value: float) -> dict[str, Any]:
     """λ and its rise."""
     return {"sparsity_coefficient": value, **RAMP}
@@ -87,25 +107,23 @@ def penalty(value: float) -> dict[str, Any]:
 def k_sparse() -> Iterator[Contender]:
     """topk and its kin."""
     exact = (24.0,)
-    follow = {"threshold_start_step": 0, "threshold_beta": 0.99}  # its 1000 and 0.999 are for long runs
-    followed = lambda value: {**follow, **k(value)}  # noqa: E731
     yield ours("topk", exact, k)
     yield Contender("topk", SPARSIFY, exact, lambda job: Sparsify(job, k(job.setting)))
     groups = {"activation": "groupmax"}  # one latent of each of k groups: nothing here is trained so
     yield Contender("groupmax", SPARSIFY, exact, lambda job: Sparsify(job, {**groups, **k(job.setting)}))
     yield lens("topk", exact, "topk")
-    yield learned("topk", exact, "top_k.TopKTrainer", followed)
+    yield learned("topk", exact, "top_k.TopKTrainer", k_followed)
 
     yield ours("batch_topk", (24.0, 27.0), k)
     yield lens("batch_topk", (22.0, 26.0), "batchtopk")
-    yield learned("batch_topk", (28.0, 32.0), "batch_top_k.BatchTopKTrainer", followed)
+    yield learned("batch_topk", (28.0, 32.0), "batch_top_k.BatchTopKTrainer", k_followed)
 
     widths = [Budget().d_sae * end // ENDS[-1] for end in ENDS]
     shares = [(end - start) / ENDS[-1] for start, end in zip((0, *ENDS), ENDS, strict=False)]
     trainer = "matryoshka_batch_top_k.MatryoshkaBatchTopKTrainer"
     yield ours("matryoshka", (24.0, 27.0), k)
     yield lens("matryoshka", (22.0, 25.0), "matryoshka_batchtopk", matryoshka_widths=widths)
-    yield learned("matryoshka", (28.0, 32.0), trainer, lambda value: {"group_fractions": shares, **followed(value)})
+    yield learned("matryoshka", (28.0, 32.0), trainer, lambda value: {"group_fractions": shares, **k_followed(value)})
 
 
 def jumprelu() -> Iterator[Contender]:
@@ -115,11 +133,8 @@ def jumprelu() -> Iterator[Contender]:
     yield lens_penalised(row, (4.0, 64.0), "jumprelu", "l0")
 
     row, around = "jumprelu quadratic", (22.0, 26.0)
-    target = lambda value: {"sparsity_loss": "quadratic", "l0_target": value, **penalty(192.0)}  # noqa: E731
-    yield ours(row, around, target, architecture="jumprelu")
-    mode = {"jumprelu_sparsity_loss_mode": "quadratic"}  # its loss has 2/t (L0 − t)², ours λ/t² (L0 − t)²
-    make = lambda job: SAELens(job, "jumprelu", {**mode, "target_l0": job.setting}, {"l0": 96 / job.setting})  # noqa: E731
-    yield Contender(row, LENS, around, make)
+    yield ours(row, around, l0_target, architecture="jumprelu")
+    yield Contender(row, LENS, around, lens_l0_target)
     yield learned(row, around, "jumprelu.JumpReluTrainer", lambda value: {"target_l0": value, **RAMP})
 
     row = "jumprelu tanh"
@@ -136,8 +151,9 @@ def jumprelu() -> Iterator[Contender]:
 
 def penalised() -> Iterator[Contender]:
     """With an L1 norm."""
-    l1 = lambda value: {"l1_penalty": value / math.sqrt(D), **RAMP}  # noqa: E731
     yield ours("gated", (2.1, 2.6), penalty)
+    shared = {"freeze_auxiliary": False, "subtract_b_dec": False}
+    yield ours("gated shared", (1.6, 2.1), penalty, architecture="gated", **shared)
     yield lens_penalised("gated", (1.6, 2.0), "gated", "l1")
     yield learned("gated", (3.25, 4.0), "gdm.GatedSAETrainer", l1)
 
@@ -154,11 +170,14 @@ def transcoders() -> Iterator[Contender]:
     for row in ("transcoder", "skip_transcoder"):
         skip = {"transcode": True, "skip_connection": row == "skip_transcoder"}
         yield ours(row, (24.0, 28.0), k, points="mlp")
-        make = lambda job, skip=skip: Sparsify(job, {**skip, **k(job.setting)})  # noqa: E731
-        yield Contender(row, SPARSIFY, (24.0, 28.0), make, "mlp")
+        yield Contender(row, SPARSIFY, (24.0, 28.0), partial(_sparsify_transcoder, skip), "mlp")
     row = "jumprelu_transcoder tanh"
     yield ours(row, (0.11, 0.15), penalty, architecture="jumprelu_transcoder", sparsity_loss="tanh", points="mlp")
     yield Contender(row, PAPER, (0.2, 0.24), papers.Transcoder, "mlp")
+
+
+def _sparsify_transcoder(keys: dict[str, Any], job: Job) -> Sparsify:
+    return Sparsify(job, {**keys, **k(job.setting)})
 
 
 def several_layers() -> Iterator[Contender]:

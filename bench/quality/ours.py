@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 import sae_kernels as sk
 from bench.quality.budget import Job
 from bench.quality.trainee import Scale, set_rate
 from sae_kernels.train.adam_rows import AdamRows
+from sae_kernels.train.gradients import clip
 from sae_kernels.train.tables import TrainingTable
 
 DEFAULT = TrainingTable(steps=1)
@@ -22,7 +22,7 @@ class Ours:
     scale: Scale = "sqrt_d"
 
     def __init__(
-        self, job: Job, architecture: str, keys: dict[str, Any], grad_clip: float | None = DEFAULT.largest_grad_norm
+        self, job: Job, architecture: str, keys: dict[str, Any], grad_clip: float | str | None = DEFAULT.grad_clip
     ) -> None:
         self.job, self.grad_clip = job, grad_clip
         target = {} if job.d_out == job.d_in and architecture != "clt" else {"d_target": job.d_out}
@@ -41,8 +41,7 @@ class Ours:
         self.optimizer.zero_grad()
         loss.total.backward()
         self.coder.before_step()
-        if self.grad_clip is not None:
-            torch.nn.utils.clip_grad_norm_(self.coder.parameters(), self.grad_clip)
+        clip(self.coder.parameters(), self.grad_clip)
         set_rate(self.optimizer, self.job.rate(step))
         self.optimizer.step()
         self.coder.after_step()

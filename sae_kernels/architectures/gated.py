@@ -28,31 +28,35 @@ INITIAL_NORM = 0.1  # of the rows of W_enc
 @dataclass(frozen=True)
 class GatedConfig(PenaltyConfig):
     """`normalize_decoder` keeps the rows of W_dec at norm 1, as the paper has it; without, the penalty counts each
-    gate with ‖d_i‖. `subtract_b_dec`: the encoder reads x − b_dec."""
+    gate with ‖d_i‖. `subtract_b_dec`: the encoder reads x − b_dec. `freeze_auxiliary`: the auxiliary term decodes with
+    copies of W_dec and b_dec that get no gradient, as the paper has it; without, it trains both, as in SAELens."""
 
     normalize_decoder: bool = True
     subtract_b_dec: bool = True
+    freeze_auxiliary: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_bool("normalize_decoder")
         self.require_bool("subtract_b_dec")
+        self.require_bool("freeze_auxiliary")
 
 
 class GatedCoder(ByTokens, Penalised):
     """h = W_enc (x − b_dec);  π = h + b_gate;  f = 1[π > 0] · ReLU(e^{r_mag} ⊙ h + b_mag);  x̂ = f W_dec + b_dec.
 
     loss: the mean over tokens of ‖x − x̂‖² + λ Σ_i ReLU(π_i) ‖d_i‖ + ‖x − x̂_frozen(ReLU(π))‖², where ‖d_i‖ = 1 with
-    `normalize_decoder` and x̂_frozen decodes with copies of W_dec and b_dec that get no gradient. λ is
-    `sparsity_coefficient`. Terms: `mse`, `l1` (without λ), `auxiliary`.
+    `normalize_decoder` and x̂_frozen decodes with copies of W_dec and b_dec that get no gradient (with
+    `freeze_auxiliary = false`: with W_dec and b_dec, whose gradients it adds to). λ is `sparsity_coefficient`. Terms:
+    `mse`, `l1` (without λ), `auxiliary`.
 
     The gate decides with π, one pass over x W_encᵀ; the magnitude of a latent it lets through comes from the same
     number, h = π − b_gate.
 
     Gradients: the step passes none, so the first term trains r_mag, b_mag, W_dec and, through the magnitude, W_enc and
     b_dec; b_gate is trained by the other two alone, W_dec by the first alone (and the norms in the second, if they are
-    free). As in the paper's code it is the decoder that is frozen: b_dec still gets their gradient from where W_enc
-    reads x − b_dec.
+    free; and the third, if it is not frozen). As in the paper's code it is the decoder that is frozen: b_dec still
+    gets their gradient from where W_enc reads x − b_dec.
 
     At the start: unit rows in random directions in W_dec, the same at norm 0.1 in W_enc; r_mag, b_mag, b_gate = 0. Half
     of all latents are active then: with both at norm 1 their sum is d_sae / 2 d_in times as long as x.
@@ -114,7 +118,10 @@ class GatedCoder(ByTokens, Penalised):
         pi = gates.with_values(gates.values + at_slots(bias - bias.detach(), gates))  # adds 0, and b_gate's gradient
         penalty = l1(pi, self._norms())
         pi = pi.with_values(pi.values.to(gates.values.dtype))
-        auxiliary = squared_error(decode(pi, self.W_dec.detach(), self.b_dec.detach()), target)
+        decoder: tuple[Tensor, Tensor] = self.W_dec, self.b_dec
+        if self.config.freeze_auxiliary:
+            decoder = self.W_dec.detach(), self.b_dec.detach()
+        auxiliary = squared_error(decode(pi, *decoder), target)
         parts = {"mse": squared_error(reconstruction, target), "l1": penalty, "auxiliary": auxiliary}
         return Terms(parts, codes, reconstruction)
 
@@ -125,8 +132,9 @@ class GatedCoder(ByTokens, Penalised):
         del h
         norms = full.shared("norms", self._norms)
         reconstruction = full.decode(acts, self.W_dec, self.b_dec)
-        frozen, penalty = full.decode_and_cost(gates, self.W_dec, self.b_dec, norms, frozen=True)
-        auxiliary = squared_error(frozen, target)
+        frozen = self.config.freeze_auxiliary
+        by_gates, penalty = full.decode_and_cost(gates, self.W_dec, self.b_dec, norms, frozen=frozen)
+        auxiliary = squared_error(by_gates, target)
         parts = {"mse": squared_error(reconstruction, target), "l1": penalty, "auxiliary": auxiliary}
         return Terms(parts, acts, reconstruction)
 

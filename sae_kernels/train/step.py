@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..architectures import Loss
 from ..errors import PluginError, TrainingError
+from .gradients import clip
 from .run import Run
 from .schedule import lr_factor
 
@@ -28,12 +29,9 @@ def take_step(run: Run, x: Tensor, target: Tensor) -> tuple[list[Loss], Tensor]:
     for part, part_target in zip(x.chunk(n), target.chunk(n), strict=True):
         losses.append(_backward(run, part, part if target is x else part_target, dead, n))
     run.coder.before_step()
-    parameters = [parameter for parameter in run.coder.parameters() if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    norm = clip(run.coder.parameters(), training.grad_clip)
     if not torch.isfinite(norm):
         raise TrainingError(f"the norm of the gradients is {float(norm):g}{_bad_values(x, target)}")
-    if training.largest_grad_norm is not None:
-        torch.nn.utils.clip_grads_with_norm_(parameters, training.largest_grad_norm, norm)
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate(run)
     run.optimizer.step()

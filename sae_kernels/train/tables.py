@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from ..errors import ConfigError
+from .gradients import ALWAYS
 from .keys import key
 
 
@@ -38,8 +39,10 @@ class TrainingTable:
     lr_decay_fraction: float = key("last part of training, over which the rate falls towards 0", 0.2)
     betas: tuple[float, float] = key("Adam's decay rates of the two moments", (0.9, 0.999))
     eps: float = key("Adam's ε; small, since gradients of rarely used latents are", 6.25e-10)
-    grad_clip: float | Literal["none"] | None = key(
-        'largest norm of all gradients together; above it they are scaled down ("none": never)', 1.0
+    grad_clip: float | Literal["always", "none"] | None = key(
+        'norm of all gradients together that they are scaled down to where they are longer ("none": never); "always": '
+        "they are scaled to norm 1 in every step",
+        "always",
     )
     dead_after_tokens: int = key("a latent that has not fired for so many tokens counts as dead", 10_000_000)
     resample_every: int | None = key("steps between fresh starts of dead latents", None, unset="never")
@@ -86,18 +89,15 @@ class TrainingTable:
         self._require("lr_decay_fraction", "a fraction from 0 to 1", lambda value: 0 <= value <= 1)
         self._require("betas", "two numbers in [0, 1)", lambda value: all(0 <= beta < 1 for beta in value))
         self._require("eps", "a finite number > 0", lambda value: 0 < value < math.inf)
-        self._require("grad_clip", 'a finite number > 0, or "none"', lambda value: 0 < value < math.inf)
+        if self.grad_clip != ALWAYS:
+            expected = 'a finite number > 0, "always" or "none"'
+            self._require("grad_clip", expected, lambda value: 0 < value < math.inf)
         self._require("device", "a device torch knows", _is_device)
 
     def _require(self, name: str, expected: str, ok: Callable[[Any], bool]) -> None:
         value = getattr(self, name)
         if value is not None and not ok(value):
             raise ConfigError(f"[training] {name} = {value!r}, expected {expected}")
-
-    @property
-    def largest_grad_norm(self) -> float | None:
-        """`grad_clip` where there is one."""
-        return None if isinstance(self.grad_clip, str) else self.grad_clip
 
     @property
     def total_steps(self) -> int:

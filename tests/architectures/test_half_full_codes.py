@@ -27,6 +27,7 @@ CODERS = {
     "relu": ("relu", {}),
     "relu-2023": ("relu", {"variant": "2023"}),
     "gated": ("gated", {}),
+    "gated-shared": ("gated", {"freeze_auxiliary": False}),
     "jumprelu": ("jumprelu", {"threshold_init": 0.06}),
     "jumprelu-quadratic": ("jumprelu", {"threshold_init": 0.06, "sparsity_loss": "quadratic", "l0_target": 9}),
     "transcoder": ("transcoder", {"activation": "relu"}),

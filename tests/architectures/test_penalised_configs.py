@@ -30,6 +30,7 @@ REFUSED = {
     "warm-up": ("relu", {"sparsity_warmup_steps": -1}, "sparsity_warmup_steps = -1, expected an integer >= 0"),
     "variant": ("relu", {"variant": "april"}, "unknown value of variant 'april': did you mean 'april_2024'"),
     "normalize": ("gated", {"normalize_decoder": 1}, "normalize_decoder = 1, expected true or false"),
+    "freeze": ("gated", {"freeze_auxiliary": None}, "freeze_auxiliary = None, expected true or false"),
     "loss": ("jumprelu", {"sparsity_loss": "tan"}, "unknown value of sparsity_loss 'tan': did you mean 'tanh'"),
     "no target": ("jumprelu", {"sparsity_loss": "quadratic"}, "sparsity_loss = 'quadratic': missing l0_target"),
     "a target for l0": ("jumprelu", {"l0_target": 3}, "l0_target belongs to sparsity_loss = 'quadratic', found 'l0'"),

@@ -31,17 +31,18 @@ def relu(p: Weights, x: Tensor, *, norm: bool, centre: bool) -> Expected:
     return found, terms, terms["mse"] + LAMBDA * terms["l1"]
 
 
-def gated(p: Weights, x: Tensor, *, free: bool) -> Expected:
+def gated(p: Weights, x: Tensor, *, free: bool, freeze: bool = True) -> Expected:
     """2404.16014."""
     h = (x - p["b_dec"]) @ p["W_enc"].T
     pi = h + p["b_gate"]
     acts = torch.where(pi > 0, torch.relu(p["r_mag"].exp() * h + p["b_mag"]), 0)
     found = acts @ p["W_dec"] + p["b_dec"]
-    frozen = torch.relu(pi) @ p["W_dec"].detach() + p["b_dec"].detach()
+    decoder = [p[name].detach() if freeze else p[name] for name in ("W_dec", "b_dec")]
+    by_gates = torch.relu(pi) @ decoder[0] + decoder[1]
     terms = {
         "mse": mean_square(x, found),
         "l1": (torch.relu(pi) * (norms(p) if free else 1)).sum() / N,
-        "auxiliary": mean_square(x, frozen),
+        "auxiliary": mean_square(x, by_gates),
     }
     return found, terms, terms["mse"] + LAMBDA * terms["l1"] + terms["auxiliary"]
 
@@ -91,6 +92,7 @@ KINDS = {
     "relu-2023": ("relu", {"variant": "2023"}, lambda p, x: relu(p, x, norm=False, centre=True)),
     "gated": ("gated", {}, lambda p, x: gated(p, x, free=False)),
     "gated-free": ("gated", {"normalize_decoder": False}, lambda p, x: gated(p, x, free=True)),
+    "gated-shared": ("gated", {"freeze_auxiliary": False}, lambda p, x: gated(p, x, free=False, freeze=False)),
     "jumprelu": jump("l0", 0.25),
     "jumprelu-wide": jump("l0", 2.0),
     "jumprelu-quadratic": jump("quadratic", 0.5, l0_target=3),
