@@ -46,6 +46,7 @@ class Kernel:
     never chosen but by its backend's name, `explain` shows the words, and gradients run as if it had not been named.
     `by_kind` says that `why_not` looks at nothing but the dtype, device and layout of the floating tensors: it is not
     asked again about others of the same kind.
+    `how(*args)`, where given, says in a few words how `run(*args)` would go about it, for `explain` to show.
     """
 
     op: str
@@ -56,6 +57,7 @@ class Kernel:
     estimate: Target | None = None
     by_name: str = ""
     by_kind: bool = False
+    how: Target | None = None
 
     @property
     def name(self) -> str:

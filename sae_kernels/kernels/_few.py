@@ -77,6 +77,9 @@ def one_top_k(x: Tensor, W: Tensor, b: Tensor | None, k: int, relu: bool, among:
     return [values, indices]
 
 
+IN_WORDS = "a few tokens, in one call"
+
+
 def copy_of(W: Tensor, chosen: int, rows_a_look: int = ROWS_A_LOOK) -> Rounded | None:
     """The copy to screen with."""
     m, d = W.shape

@@ -33,18 +33,20 @@ _LIBRARY = torch.library.Library("sae_kernels", "DEF")  # lives as long as the p
 
 @dataclass(frozen=True)
 class Candidate:
-    """One line of an explanation: a backend, why it declines (None: it would run), what it is thought to take, and on
-    what terms it runs."""
+    """One line of an explanation: a backend, why it declines (None: it would run), what it is thought to take, on what
+    terms it runs, and how."""
 
     backend: str
     reason: str | None
     estimated_ms: float | None = None
     terms: str = ""
+    how: str = ""
 
     def __str__(self) -> str:
         estimate = "" if self.estimated_ms is None else f" (estimated {_milliseconds(self.estimated_ms)})"
         terms = f" ({self.terms})" if self.terms and self.reason is None else ""
-        return f"{self.backend}: {self.reason or 'would run'}{estimate}{terms}"
+        how = f" ({self.how})" if self.how else ""
+        return f"{self.backend}: {self.reason or 'would run'}{estimate}{how}{terms}"
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,13 @@ class _Ready:
             return reason
         except ImportError as error:
             return f"cannot be imported: {error}"
+
+    def how(self, args: Sequence[Any]) -> str:
+        """How it would run; "" where it does not say, or cannot say it of these arguments."""
+        try:
+            return "" if self.kernel.how is None else str(resolve(self.kernel.how)(*args))
+        except Exception:
+            return ""
 
     def milliseconds(self, args: Sequence[Any]) -> float | None:
         """Its estimate; None where there is none, or where it cannot be made (of arguments the kernel will refuse,
@@ -198,7 +207,9 @@ def explain(op: str, names: Sequence[str], args: Sequence[Any], backend: str = "
         for each in among.kernels
     }
     answers = tuple(
-        Candidate(each.kernel.backend, reason, each.milliseconds(args) if reason is None else None, each.kernel.by_name)
+        Candidate(each.kernel.backend, reason, terms=each.kernel.by_name)
+        if reason is not None
+        else Candidate(each.kernel.backend, None, each.milliseconds(args), each.kernel.by_name, each.how(args))
         for each, reason in reasons.items()
     )
     willing = [each for each in among.named.get(wanted, ()) if reasons[each] is None]

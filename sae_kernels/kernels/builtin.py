@@ -14,6 +14,7 @@ TRITON = 20
 DENSE = -10  # below the reference: it runs where its estimate says so
 INT8 = -20  # only by name
 OF_ONE_KIND = ("topk", "linear_topk", "linear_threshold", "linear_batch_topk", "spmm", "prefix_decode")
+SCREENED = ("linear_topk", "linear_threshold", "linear_batch_topk")
 DENSE_OPS = ("spmm", "spmm_t", "sddmm", "spmm_backward")
 ESTIMATES = f"{__package__}._cost.estimates"
 
@@ -26,7 +27,8 @@ def _kernel(op: str, backend: str, priority: int) -> Kernel:
         kind = "dense" if backend == "dense" else "sparse"
         estimate = f"{ESTIMATES}:{kind}_{op}"
     by_kind = not _triton.interpreting() if backend == "triton" else backend == "cpu" and op in OF_ONE_KIND
-    return Kernel(op, backend, f"{here}:run", why_not, priority, estimate, by_kind=by_kind)
+    how = f"{here}:how" if backend == "cpu" and op in SCREENED else None
+    return Kernel(op, backend, f"{here}:run", why_not, priority, estimate, by_kind=by_kind, how=how)
 
 
 @hookimpl

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -34,6 +35,7 @@ class Stranger:
         return [
             Kernel("spmm", "eager", run, lambda *_: None, priority=99),
             Kernel("spmm", "shy", run, lambda *_: "it is shy", priority=100),
+            Kernel("topk", "quiet", run, lambda *_: None, priority=-99, how=lambda: "takes no arguments"),
             Kernel("spmm", "gone", "no_such_package.at_all:run", "no_such_package.at_all:why_not", priority=101),
         ]
 
@@ -138,6 +140,21 @@ def test_every_op_has_both_backends_and_both_can_be_imported(op: str, cpu: str) 
     for kernel in mine.values():
         assert callable(resolve(kernel.run))
         assert callable(resolve(kernel.why_not))
+        assert kernel.how is None or callable(resolve(kernel.how))
+
+
+@pytest.mark.parametrize("selection", [sk.TopK(3), sk.Threshold(0.0), sk.BatchTopK(2)], ids=str)
+def test_explain_says_how_a_kernel_would_go_about_it(cpu: str, selection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    W, x = torch.empty(2048, 128), torch.empty(64, 128)
+    for mode, words in (("on", "exact, screened by bfloat16 products"), ("off", "all of it in float32")):
+        monkeypatch.setenv("SAE_KERNELS_SCREENING", mode)
+        assert f"  {cpu}: would run ({words})\n" in str(sk.explain("encode", x, W, None, selection))
+    if not isinstance(selection, sk.BatchTopK):
+        assert "would run (a few tokens, in one call)" in str(sk.explain("encode", x[:1], W, None, selection))
+
+
+def test_a_kernel_that_cannot_say_how_would_run_all_the_same(stranger: None) -> None:
+    assert "  quiet: would run\n" in f"{sk.explain('topk', torch.empty(2, 3), 1)}\n"
 
 
 def test_explain_encode_decode_and_topk(cpu: str) -> None:

@@ -12,6 +12,6 @@ stay), `products` and `chunks` (the scores).
 from .chunks import BFLOAT16
 from .integers import INT8, INT16
 from .kept import forget
-from .policy import MODES, screens
+from .policy import IN_WORDS, MODES, screens
 
-__all__ = ["BFLOAT16", "INT8", "INT16", "MODES", "forget", "screens"]
+__all__ = ["BFLOAT16", "INT8", "INT16", "IN_WORDS", "MODES", "forget", "screens"]

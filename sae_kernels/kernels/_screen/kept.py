@@ -91,12 +91,12 @@ def kept(W: Tensor, rows_a_look: int = 1) -> Rounded | None:
     return keep(W, "bfloat16", 2 * W.numel() + 8 * W.shape[0], make, same)
 
 
-def has(W: Tensor) -> bool:
-    """Whether `kept` would find a copy; asking does not count as meeting these weights."""
-    if W.dtype == torch.bfloat16 or W.is_inference():
+def has(W: Tensor, kind: str = "bfloat16") -> bool:
+    """Whether `keep` would find a copy of that kind; asking does not count as meeting these weights."""
+    if W.is_inference():
         return False
     with _lock:
-        met = _met.get(_key(W, "bfloat16")[1])
+        met = _met.get(_key(W, kind)[1])
         return met is not None and met.copy is not None and met.state == (W._version, _steps)
 
 

@@ -61,6 +61,14 @@ def screens(x: Tensor, W: Tensor, ks: Sequence[int]) -> str:
     return BFLOAT16 if bfloat16_pays() else ""
 
 
+IN_WORDS = {
+    BFLOAT16: "exact, screened by bfloat16 products",
+    INT8: "exact, screened by 8-bit products",
+    INT16: "exact, screened by 16-bit products",
+    "": "all of it in float32",
+}
+
+
 def screens_with_copy(x: Tensor, W: Tensor, ks: Sequence[int]) -> str:
     """The products whose copy of the weights would serve these tokens, too few to make one for; "": none."""
     if mode() in ("off", "on") or W.is_neg() or in_pieces(W) or not _large_enough(x, W, ks):

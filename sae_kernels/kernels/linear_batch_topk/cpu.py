@@ -1,8 +1,8 @@
 """`linear_batch_topk` on the CPU: `torch.mm` on chunks, folded by C++ into the whole batch's candidates.
 
-Where products of 8-bit or bfloat16 numbers are fast, `screened.py` does it. Here, all scores are computed in float32.
-Bodies: csrc/select. Memory beside the outputs: that of `_pre_acts`, and candidates of 12 bytes each, twice `count` of
-them or, where that is more, `count` and a million.
+Where products of integers or bfloat16 numbers are fast, `screened.py` does it. Here, all scores are computed in
+float32. Bodies: csrc/select. Memory beside the outputs: that of `_pre_acts`, and candidates of 12 bytes each, twice
+`count` of them or, where that is more, `count` and a million.
 """
 
 from __future__ import annotations
@@ -13,13 +13,18 @@ from torch import Tensor
 from ...errors import ShapeError
 from .. import _cpu
 from .._pre_acts import PreActs, address, bias_of, check
-from .._screen import screens
+from .._screen import IN_WORDS, screens
 from . import screened
 
 
 def why_not(x: Tensor, W: Tensor, b: Tensor | None, count: int, relu: bool) -> str | None:
     """None, or why the C++ kernel declines."""
     return _cpu.why_not(x, W, b)
+
+
+def how(x: Tensor, W: Tensor, b: Tensor | None, count: int, relu: bool) -> str:
+    """For `explain`."""
+    return IN_WORDS[_products(x, W, count)]
 
 
 def run(x: Tensor, W: Tensor, b: Tensor | None, count: int, relu: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -32,7 +37,7 @@ def run(x: Tensor, W: Tensor, b: Tensor | None, count: int, relu: bool) -> tuple
     offsets = torch.zeros(n + 1, dtype=torch.int64)
     if count == 0:
         return values, indices, offsets
-    products = screens(x, W, [-(-count // n)])
+    products = _products(x, W, count)
     if products:
         found = screened.run(x, W, b, count, relu, products)
         if found is not None:
@@ -50,3 +55,7 @@ def run(x: Tensor, W: Tensor, b: Tensor | None, count: int, relu: bool) -> tuple
     out = (offsets.data_ptr(), values.data_ptr(), indices.data_ptr())
     _cpu.call("batch_topk_finish", _cpu.dtype_code(x), *state, n, relu, *out)
     return values, indices, offsets
+
+
+def _products(x: Tensor, W: Tensor, count: int) -> str:
+    return screens(x, W, [-(-count // max(1, x.shape[0]))])

@@ -1,6 +1,6 @@
 """`linear_threshold` on the CPU: `torch.mm` on chunks; C++ counts what stays in each, then writes it.
 
-A few tokens are one C++ call (`_few`). Where products of 8-bit or bfloat16 numbers are fast, `screened.py`
+A few tokens are one C++ call (`_few`). Where products of integers or bfloat16 numbers are fast, `screened.py`
 does many. Here, all scores are
 computed in float32. Bodies: csrc/select. Memory: the outputs twice over while chunks are put together, and that of
 `_pre_acts`.
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import _cpu, _few
 from .._pre_acts import PreActs, address, bias_of, check
-from .._screen import screens
+from .._screen import IN_WORDS, screens
 from . import screened
 from .pieces import Piece, assemble, starts_of
 
@@ -44,6 +44,11 @@ def _unscreened(x: Tensor, W: Tensor, b: Tensor | None, theta: Tensor, done: int
 def why_not(x: Tensor, W: Tensor, b: Tensor | None, theta: Tensor) -> str | None:
     """None, or why the C++ kernel declines."""
     return _cpu.why_not(x, W, b) or _cpu.why_not(theta)
+
+
+def how(x: Tensor, W: Tensor, b: Tensor | None, theta: Tensor) -> str:
+    """For `explain`."""
+    return _few.IN_WORDS if _few.takes(x, W) else IN_WORDS[screens(x, W, [])]
 
 
 def run(x: Tensor, W: Tensor, b: Tensor | None, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from .. import _cpu, _few
 from .._pre_acts import PreActs, address, bias_of, check, part
-from .._screen import BFLOAT16, screens
+from .._screen import BFLOAT16, IN_WORDS, screens
 from .._screen.chunks import in_pieces
 from .._screen.integers import BITS, CERTAIN, Latents, kept
+from .._screen.kept import has
 from .._screen.policy import bfloat16_pays, mode, screens_with_copy
 from . import in_integers, screened
 
@@ -60,6 +61,16 @@ def why_not(
 ) -> str | None:
     """None, or why the C++ kernel declines."""
     return _cpu.why_not(x, W, b)
+
+
+def how(
+    x: Tensor, W: Tensor, b: Tensor | None, ks: list[int], relus: list[bool], among: Sequence[Tensor | None]
+) -> str:
+    """For `explain`."""
+    if len(ks) == 1 and _few.takes(x, W, ks[0]):
+        return _few.IN_WORDS
+    others = screens_with_copy(x, W, ks) if len(ks) == 1 else ""
+    return IN_WORDS[others if others and has(W, others) else screens(x, W, ks)]
 
 
 def run(
