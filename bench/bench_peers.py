@@ -3,9 +3,10 @@
     python bench/bench_peers.py --size S --save S.json --chart S
     python bench/bench_peers.py --draw S.json --chart S
 
-Contenders run in turn within one round and share their weights; a figure is the median of the rounds. Their results are
-compared first. A row is written as soon as it is there: called again with the same `--save`, the rest is done.
-Libraries that are not installed are left out. `make peers` installs all of them into `.venv-peers`.
+Contenders run in turn within one round, each after a call of its own that is not timed, and share their weights; a
+figure is the median of the rounds. Their results are compared first. A row is written as soon as it is there: called
+again with the same `--save`, the rest is done. Libraries that are not installed are left out. `make peers` installs all
+of them into `.venv-peers`.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""Our kernels on older instruction sets, against a torch held to the same ones: `python bench/isa.py`, six minutes.
+"""Our kernels on older instruction sets, against a torch held to the same ones: `python bench/isa.py`, ten minutes.
 
 Each column is a process of its own, in which SAE_KERNELS_ISA pins ours, no copies of weights are kept (`--keep` does),
 and ATEN_CPU_CAPABILITY, ONEDNN_MAX_CPU_ISA and MKL_ENABLE_INSTRUCTIONS hold
 torch back. What that does to torch's products is measured and printed: MKL heeds its variable on Intel alone.
 
-Figures are medians of interleaved rounds, ratios within a round's company: torch's time over ours. `--save` writes the
+Figures are medians of interleaved rounds, each call after one of its own that is not timed, as in a loop; ratios within
+a round's company: torch's time over ours. `--save` writes the
 tables to bench/results.
 """
 
@@ -168,7 +169,7 @@ def column(parts: list[str], rounds: int, small: bool) -> dict[str, object]:
         for what, contenders in timed[part]():
             print(f"  {what}", file=sys.stderr, flush=True)
             slow = part == "step" or what.endswith("L")
-            found[what] = interleaved(contenders, min(rounds, 3) if slow else rounds)
+            found[what] = interleaved(contenders, min(rounds, 3) if slow else rounds, settle=True)
         gc.collect()
     return {
         "isa": _cpu.isa(),

@@ -14,14 +14,22 @@ from torch.nn import functional
 from .ops import TopK, decode, encode
 
 
-def interleaved(functions: dict[str, Callable[[], object]], rounds: int = 5, warmup: int = 1) -> dict[str, float]:
-    """Median milliseconds of each, run in turn so that a change of the machine's speed meets all alike."""
+def interleaved(
+    functions: dict[str, Callable[[], object]], rounds: int = 5, warmup: int = 1, settle: bool = False
+) -> dict[str, float]:
+    """Median milliseconds of each, run in turn so that a change of the machine's speed meets all alike.
+
+    `settle`: a call that is not timed comes before each that is, of the same function: what it takes in a loop. Else
+    the one before it may leave it costs of its own: memory that a large one gives back is slow to come by again.
+    """
     for _ in range(warmup):
         for function in functions.values():
             function()
     times: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(rounds):
         for name, function in functions.items():
+            if settle:
+                function()
             _finish()
             start = time.perf_counter()
             function()

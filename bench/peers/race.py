@@ -92,7 +92,7 @@ class Race:
         row: Row = {"host": host.name, "operation": op, "dtype": _name(problem.dtype)}
         row["error"] = _errors(f"{host.name}, {op}", results)
         # twice before: what a patch keeps of weights that stay as they are is there from the second call on
-        row["ms"] = interleaved(contenders, self.rounds, warmup=2)
+        row["ms"] = interleaved(contenders, self.rounds, warmup=2, settle=True)
         row["peak_extra_mib"] = {}
         for name, call in contenders.items() if self.memory else ():
             if module is not None:

@@ -20,6 +20,7 @@ from sae_kernels.kernels._screen import BFLOAT16, INT8, INT16, chunks, integers,
 from sae_kernels.kernels._screen.integers import candidates_room
 from sae_kernels.kernels.linear_topk import cpu as linear_topk
 from sae_kernels.kernels.linear_topk import screened
+from sae_kernels.kernels.linear_topk.problem import Problem as LinearTopK
 
 NAN = float("nan")
 PRODUCTS = BFLOAT16
@@ -39,7 +40,7 @@ def products(request: pytest.FixtureRequest, cpu: str, monkeypatch: pytest.Monke
 
 def select(problem: Problem, k: int, among: Tensor | None = None) -> list[Tensor]:
     """The k best by screening alone."""
-    found, done = screened.run(*problem, [k], [False], [among], PRODUCTS)
+    found, done = screened.run(LinearTopK(*problem, [k], [False], [among]), PRODUCTS)
     assert done == problem[0].shape[0]
     return found
 
@@ -129,7 +130,7 @@ def test_masks_and_several_selections() -> None:
     few[300::211] = True
     masks = [None, torch.rand(1200) < 0.4, few, torch.zeros(1200, dtype=torch.bool), torch.rand(1200) < 0.9]
     ks = [1200, 64, 9, 3, 1]
-    found, done = screened.run(*problem, ks, [False] * 5, masks, PRODUCTS)
+    found, done = screened.run(LinearTopK(*problem, ks, [False] * 5, masks), PRODUCTS)
     assert done == 19
     for i, (k, mask) in enumerate(zip(ks, masks, strict=True)):
         assert_best(problem, k, found[2 * i : 2 * i + 2], mask)
@@ -157,7 +158,7 @@ def test_relu_no_bias_and_strides() -> None:
     padded = torch.full((19, 70), NAN)
     padded[:, 3:67] = x
     for mine in (padded[:, 3:67], x.mT.contiguous().mT):
-        (values, indices), _ = screened.run(mine, W - 0.3, None, [900], [True], [None], PRODUCTS)
+        (values, indices), _ = screened.run(LinearTopK(mine, W - 0.3, None, [900], [True], [None]), PRODUCTS)
         full, same = select((x, W - 0.3, torch.zeros(1200)), 900)
         assert torch.equal(indices, same)
         assert torch.equal(values, full.relu())
@@ -180,7 +181,7 @@ def test_what_bounds_cannot_decide_goes_to_float32(kind: str, monkeypatch: pytes
     x, W, b = HARD[kind](*normal(40, 96, 6000))
     if kind == "tokens that are not finite":
         x[17:] = NAN
-    _, done = screened.run(x, W, b, [8], [False], [None], PRODUCTS)
+    _, done = screened.run(LinearTopK(x, W, b, [8], [False], [None]), PRODUCTS)
     assert done < 40
     found = linear_topk.run(x, W, b, [8], [False], [torch.empty(0, dtype=torch.bool)])
     monkeypatch.setenv("SAE_KERNELS_SCREENING", "off")

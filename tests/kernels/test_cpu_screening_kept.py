@@ -10,6 +10,7 @@ from sae_kernels.errors import ConfigError
 from sae_kernels.kernels._screen import forget, kept
 from sae_kernels.kernels.linear_topk import cpu as linear_topk
 from sae_kernels.kernels.linear_topk import screened
+from sae_kernels.kernels.linear_topk.problem import Problem
 
 ops = torch.ops.sae_kernels
 
@@ -29,7 +30,7 @@ def used(W: Tensor) -> bool:
     """Encode, and say whether a copy was used; the result is right either way."""
     before = kept.counts["used"]
     x = torch.randn(20, 64)
-    (values, indices), done = screened.run(x, W, None, [7], [False], [None])
+    (values, indices), done = screened.run(Problem(x, W, None, [7], [False], [None]))
     assert done == 20
     truth = (x @ W.detach().float().mT).topk(7)
     assert torch.equal(indices.long().sort().values, truth.indices.sort().values)

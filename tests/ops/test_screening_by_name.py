@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -37,10 +38,10 @@ def screened(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     calls: list[int] = []
     choose = in_integers.choose
 
-    def counted(x: Tensor, *rest: object) -> object:
+    def counted(problem: Any, *rest: Any) -> object:
         if rest[-1] != integers.CERTAIN:
-            calls.append(x.shape[0])
-        return choose(x, *rest)  # pyright: ignore[reportArgumentType]
+            calls.append(problem.x.shape[0])
+        return choose(problem, *rest)
 
     monkeypatch.setattr(in_integers, "choose", counted)
     return calls

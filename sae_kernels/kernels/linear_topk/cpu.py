@@ -22,6 +22,7 @@ from .._screen.integers import BITS, CERTAIN, Latents, kept
 from .._screen.kept import has
 from .._screen.policy import bfloat16_pays, mode, screens_with_copy
 from . import in_integers, screened
+from .problem import Problem
 
 CANDIDATES_BYTES = 16 << 20
 
@@ -103,66 +104,46 @@ def certain(
         copy = _few.copy_of(W, ks[0]) if few else _few.copy_for_many(x, W, ks[0])
         if few or copy is not None:
             return _few.top_k(x, W, b, ks[0], relus[0], among[0], copy)
+    problem = Problem(x, W, b, ks, relus, among)
     if min(ks, default=0) < 1:
-        return _unscreened(x, W, b, ks, relus, among)
+        return _unscreened(problem)
     products = screens(x, W, ks)
     alone = len(ks) == 1  # several share the scores of `screened`
     others = screens_with_copy(x, W, ks) if alone else ""
     copy = kept(W, x.shape[0], others) if others else None
     if copy is not None:
-        return _in_integers(x, W, b, ks, relus, among, others, copy)
+        return _in_integers(problem, others, copy)
     if products in BITS and alone and not in_pieces(W):
-        return _in_integers(x, W, b, ks, relus, among, products, kept(W, x.shape[0], products))
-    if not products:
-        return _unscreened(x, W, b, ks, relus, among)
-    return _screened(x, W, b, ks, relus, among, products)
+        return _in_integers(problem, products, kept(W, x.shape[0], products))
+    return _screened(problem, products) if products else _unscreened(problem)
 
 
-def _in_integers(
-    x: Tensor,
-    W: Tensor,
-    b: Tensor | None,
-    ks: list[int],
-    relus: list[bool],
-    among: Sequence[Tensor | None],
-    products: str,
-    copy: Latents | None,
-) -> list[Tensor]:
-    def otherwise(x: Tensor, k: int, relu: bool, mask: Tensor | None) -> list[Tensor]:
-        if _few.takes(x, W, k):
-            return _few.top_k(x, W, b, k, relu, mask, None)
-        if bfloat16_pays():
-            return _screened(x, W, b, [k], [relu], [mask], BFLOAT16)
-        return _unscreened(x, W, b, [k], [relu], [mask])
-
-    return in_integers.run(x, W, b, ks, relus, among, products, copy, CERTAIN, otherwise)
+def _in_integers(problem: Problem, products: str, copy: Latents | None) -> list[Tensor]:
+    return in_integers.run(problem, products, copy, CERTAIN, _otherwise)
 
 
-def _screened(
-    x: Tensor,
-    W: Tensor,
-    b: Tensor | None,
-    ks: list[int],
-    relus: list[bool],
-    among: Sequence[Tensor | None],
-    products: str,
-) -> list[Tensor]:
-    out, done = screened.run(x, W, b, ks, relus, among, products)
-    if done < x.shape[0]:
-        rest = _unscreened(x[done:], W, b, ks, relus, among)
+def _otherwise(problem: Problem) -> list[Tensor]:
+    x, W, b, (k,), (relu,), (mask,) = problem
+    if _few.takes(x, W, k):
+        return _few.top_k(x, W, b, k, relu, mask, None)
+    return _screened(problem, BFLOAT16) if bfloat16_pays() else _unscreened(problem)
+
+
+def _screened(problem: Problem, products: str) -> list[Tensor]:
+    out, done = screened.run(problem, products)
+    if done < problem.x.shape[0]:
+        rest = _unscreened(problem.of(problem.x[done:]))
         for mine, theirs in zip(out, rest, strict=True):
             mine[done:].copy_(theirs)
     return out
 
 
-def _unscreened(
-    x: Tensor, W: Tensor, b: Tensor | None, ks: list[int], relus: list[bool], among: Sequence[Tensor | None]
-) -> list[Tensor]:
+def _unscreened(problem: Problem) -> list[Tensor]:
+    x, W, b, ks, *_ = problem
     rooms = [_cpu.ask("running_topk_room", k) for k in ks]
     chunks = PreActs(x, W, CANDIDATES_BYTES // max(1, 8 * sum(rooms)))
     selections = [
-        _Selection(x, k, relu, mask, chunks.rows, room)
-        for k, relu, mask, room in zip(ks, relus, among, rooms, strict=True)
+        _Selection(x, *each, chunks.rows, room) for each, room in zip(problem.selections(), rooms, strict=True)
     ]
     active = [selection for selection in selections if selection.k > 0]
     for row, rows in chunks.tokens():

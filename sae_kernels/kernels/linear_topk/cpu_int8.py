@@ -17,6 +17,7 @@ from .._pre_acts import check
 from .._screen.integers import INT8, kept, widths
 from .._screen.integers import why_not as _why_not
 from . import cpu, in_integers
+from .problem import Problem
 
 LEAST_TOKENS = 256  # rounding a weight takes as long as 8 bits save on so many
 
@@ -40,7 +41,9 @@ def run(
     if copy is None and x.shape[0] < LEAST_TOKENS:
         return cpu.certain(x, W, b, ks, relus, among)
 
-    def otherwise(x: Tensor, k: int, relu: bool, mask: Tensor | None) -> list[Tensor]:
-        return cpu.certain(x, W, b, [k], [relu], [mask])
+    problem = Problem(x, W, b, ks, relus, among)
+    return in_integers.run(problem, INT8, copy, widths(W.shape[0]), _otherwise)
 
-    return in_integers.run(x, W, b, ks, relus, among, INT8, copy, widths(W.shape[0]), otherwise)
+
+def _otherwise(problem: Problem) -> list[Tensor]:
+    return cpu.certain(*problem)

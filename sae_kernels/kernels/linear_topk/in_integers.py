@@ -20,6 +20,7 @@ from .. import _cpu
 from .._pre_acts import address, even
 from .._screen.integers import BITS, CERTAIN, GROUP, Latents, Tokens, candidates_room
 from .._screen.kept import contradicted
+from .problem import Problem
 
 ROWS = 4096
 CANDIDATES_BYTES = 36 << 20
@@ -27,47 +28,28 @@ LATENTS_BYTES = 8 << 20
 UNSETTLED, CONTRADICTED = 1, 2  # kernels.h: integer_topk_finish
 TILES, PARTS, LEAST_PART = 64, 16, 8192  # few tokens: latents are dealt out to this many lists a token
 
-Otherwise = Callable[[Tensor, int, bool, Tensor | None], Sequence[Tensor]]  # (x, k, relu, among) → values, indices
+Otherwise = Callable[[Problem], Sequence[Tensor]]  # of one selection → values, indices
 
 
-def run(
-    x: Tensor,
-    W: Tensor,
-    b: Tensor | None,
-    ks: Sequence[int],
-    relus: Sequence[bool],
-    among: Sequence[Tensor | None],
-    products: str,
-    copy: Latents | None,
-    widths: float,
-    otherwise: Otherwise,
-) -> list[Tensor]:
+def run(problem: Problem, products: str, copy: Latents | None, widths: float, otherwise: Otherwise) -> list[Tensor]:
     """The selections of `linear_topk`, all k ≥ 1. Indices ascend within a row."""
-    bias = None if b is None else b.detach().float().contiguous()
     out: list[Tensor] = []
-    for k, relu, mask in zip(ks, relus, among, strict=True):
-        values, indices, failed = choose(x.detach(), W.detach(), bias, products, copy, k, relu, mask, widths)
+    for one in problem.each():
+        values, indices, failed = choose(one, products, copy, widths)
         if (failed == CONTRADICTED).any():
-            contradicted(W, products)
+            contradicted(problem.W, products)
         rows = failed.nonzero().squeeze(1)
         if rows.numel():
-            values[rows], indices[rows] = otherwise(x[rows], k, relu, mask)
+            values[rows], indices[rows] = otherwise(one.of(one.x[rows]))
         out += [values, indices]
     return out
 
 
-def choose(
-    x: Tensor,
-    W: Tensor,
-    bias: Tensor | None,
-    products: str,
-    copy: Latents | None,
-    k: int,
-    relu: bool,
-    mask: Tensor | None,
-    widths: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Values, indices, and which rows hold neither, since the bounds did not settle them or were found not to hold."""
+def choose(problem: Problem, products: str, copy: Latents | None, widths: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Of one selection: values, indices, and which rows hold neither, since the bounds did not settle them or were
+    found not to hold."""
+    x, W, _, (k,), (relu,), (mask,) = problem
+    x, W, bias = x.detach(), W.detach(), problem.bias()
     (n, d), m, bits = x.shape, W.shape[0], BITS[products]
     room = candidates_room(products, k, d) if widths == CERTAIN else _cpu.ask("screened_topk_room", k)
     rows = even(n, min(ROWS, max(16, CANDIDATES_BYTES // (12 * room))), 12)

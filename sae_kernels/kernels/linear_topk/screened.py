@@ -7,8 +7,6 @@ candidates (or those of 16 rows, where that is more).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -16,6 +14,7 @@ from .. import _cpu
 from .._pre_acts import address
 from .._screen.chunks import BFLOAT16, Chunk, ScreeningScores, Tokens
 from .._screen.integers import INT8, INT16, candidates_room
+from .problem import Problem
 
 # Rows of 8 bits take less, and leave more standing.
 CANDIDATES_BYTES = {BFLOAT16: 24 << 20, INT8: 36 << 20, INT16: 24 << 20}
@@ -79,19 +78,11 @@ class _Selection:
         return int(self._computed)
 
 
-def run(
-    x: Tensor,
-    W: Tensor,
-    b: Tensor | None,
-    ks: Sequence[int],
-    relus: Sequence[bool],
-    among: Sequence[Tensor | None],
-    products: str = BFLOAT16,
-) -> tuple[list[Tensor], int]:
+def run(problem: Problem, products: str = BFLOAT16) -> tuple[list[Tensor], int]:
     """The selections of `linear_topk`, all k ≥ 1, and how many tokens they are done for: fewer than all where
     bounds decide so little that computing everything in float32 is faster."""
-    bias = None if b is None else b.detach().float().contiguous()
-    selections = [_Selection(x, W, bias, products, *each) for each in zip(ks, relus, among, strict=True)]
+    (x, W, *_), bias = problem, problem.bias()
+    selections = [_Selection(x, W, bias, products, *each) for each in problem.selections()]
     chunks = ScreeningScores(x, W, CANDIDATES_BYTES[products] // (12 * sum(each.room for each in selections)), products)
     for each in selections:
         each.prepare(chunks.rows)
