@@ -29,6 +29,7 @@ def draw(data: dict[str, Any], stem: Path) -> list[Path]:
     matplotlib.use("agg")
     matplotlib.rcParams.update({"svg.hashsalt": "sae_kernels", "font.size": 8})
     from matplotlib import pyplot
+    from matplotlib.patches import Patch
 
     hosts, about = bars(data), data["about"]
     if not hosts:
@@ -52,7 +53,8 @@ def draw(data: dict[str, Any], stem: Path) -> list[Path]:
         axis.set_xlim(0.45, 2.2 * max(highest, 1))
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}×")
     axes[-1, 0].set_xlabel(f"times faster than the library itself; {about['size']}, {about['cpu']}, {about['date']}")
-    axes[0, 0].legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)
+    handles = [Patch(color=COLOURS[dtype], label=dtype) for dtype in dtypes]  # the first library may lack one
+    axes[0, 0].legend(handles=handles, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)
     written = [stem.with_suffix(f".{kind}") for kind in ("png", "svg")]
     for path in written:
         metadata = {"Date": None} if path.suffix == ".svg" else None
@@ -68,7 +70,7 @@ def _host(axis: Any, host: str, operations: dict[str, dict[str, float]], dtypes:
             if dtype not in ratios:
                 continue
             at = place + (i - (len(dtypes) - 1) / 2) * thick
-            axis.barh(at, ratios[dtype], thick, color=COLOURS[dtype], label=dtype if place == 0 else None)
+            axis.barh(at, ratios[dtype], thick, color=COLOURS[dtype])
             axis.annotate(
                 f"{ratios[dtype]:.2g}" if ratios[dtype] < 9.95 else f"{ratios[dtype]:.0f}",
                 (max(ratios[dtype], 1), at),
