@@ -239,38 +239,40 @@ def test_certain_bounds_hold_where_errors_add_up() -> None:
     assert (truth > high).all()
 
 
+@pytest.fixture
+def again(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tokens each call had that settles what 8 bits did not."""
+    calls: list[int] = []
+    certain = linear_topk.certain
+
+    def counted(part: Tensor, *rest: Any) -> list[Tensor]:
+        calls.append(part.shape[0])
+        return certain(part, *rest)
+
+    monkeypatch.setattr(linear_topk, "certain", counted)
+    return calls
+
+
 @pytest.mark.parametrize("widths", [None, 0.02])
-def test_exact_scores_outside_their_bounds_are_noticed(widths: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exact_scores_outside_their_bounds_are_noticed(
+    widths: float | None, again: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Bounds that do not hold, whatever the reason: rows in which one is met are computed otherwise."""
     problem = normal(200, 64, 3000)
     if widths is not None:
         monkeypatch.setattr(cpu_int8, "widths", lambda m: widths)
-    again: list[int] = []
-    certain = linear_topk.certain
-
-    def counted(part: Tensor, *rest: Any) -> list[Tensor]:
-        again.append(part.shape[0])
-        return certain(part, *rest)
-
-    monkeypatch.setattr(linear_topk, "certain", counted)
     assert_best(problem, 20, select(problem, 20))
     assert again == ([200] if widths else [])
 
 
-def test_rows_that_bounds_do_not_settle_are_computed_otherwise(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_that_bounds_do_not_settle_are_computed_otherwise(
+    source: str, again: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     x, W, b = normal(30, 64, 4000)
     monkeypatch.setattr(in_integers, "LEAST_PART", 4000)  # one list a token
     W[200:] = W[200] + 1e-4 * W[200:]  # for tokens along it, nearly equal and best; for the others, low
     along = torch.arange(30) % 10 == 3
     x = torch.where(along[:, None], 1, -1) * W[200] * 20 + 0.1 * x
-    again: list[int] = []
-    certain = linear_topk.certain
-
-    def counted(part: Tensor, *rest: Any) -> list[Tensor]:
-        again.append(part.shape[0])
-        return certain(part, *rest)
-
-    monkeypatch.setattr(linear_topk, "certain", counted)
     problem = x, W, b * 0
     assert_best(problem, 7, select(problem, 7))
     assert again == [int(along.sum())]
