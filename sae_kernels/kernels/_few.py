@@ -31,6 +31,7 @@ CANDIDATES = 1 << 20  # k of all tokens and threads: 16 to 32 bytes each
 LEAST_D, LEAST_ELEMENTS = 64, 1 << 22
 LATENTS_A_CHOICE = 24  # with fewer latents for each one chosen, too many are computed twice
 LEAST_ROOM, MOST_ROOMS = 256, 64  # of values a token; of sizes that are remembered
+IN_PLACE = 1024  # values whose room, 8 KiB of it, is not worth a copy to give back what is left
 ROWS_A_LOOK = 16  # the copy is compared with one row in so many before it is used
 DOTS = True  # whether to use instructions for bfloat16 where they are fast; without them it is widened
 NO_COPY = (0, 0, 0, False)
@@ -50,31 +51,57 @@ def takes(x: Tensor, W: Tensor, chosen: int = 0) -> bool:
     )
 
 
-def one_top_k(x: Tensor, W: Tensor, b: Tensor | None, k: int, relu: bool, among: Tensor | None) -> list[Tensor] | None:
-    """`top_k`, where these arguments are what they nearly always are; None where somebody has to look closer. Every
-    attribute of a tensor is read once: a call for one token of a small dictionary is made of little else."""
+def _where(x: Tensor, W: Tensor, b: Tensor | None) -> tuple[int, ...] | None:
+    """Addresses, sizes and strides as C++ takes them, where these arguments are what they nearly always are; None where
+    somebody has to look closer. Every attribute of a tensor is read once: a call for one token of a small dictionary is
+    made of little else."""
     of_x, of_W = x.shape, W.shape
     if len(of_x) != 2 or len(of_W) != 2:
         return None
     (n, d), m, x_steps, W_steps = of_x, of_W[0], x.stride(), W.stride()
-    if not (
+    if (
         0 < n <= MOST_BFLOAT16
         and 0 < d == of_W[1]
-        and 0 < k <= m
+        and m > 0
         and x_steps[1] == 1 == W_steps[1]
-        and n * k * torch.get_num_threads() <= CANDIDATES
         and not (x.is_neg() or W.is_neg())
         and (b is None or (b.shape == of_W[:1] and b.is_contiguous() and not b.is_neg()))
-        and (among is None or among.numel() == 0)
     ):
+        return x.data_ptr(), n, d, x_steps[0], W.data_ptr(), m, d, W_steps[0], 0 if b is None else b.data_ptr()
+    return None
+
+
+def one_top_k(x: Tensor, W: Tensor, b: Tensor | None, k: int, relu: bool, among: Tensor | None) -> list[Tensor] | None:
+    """`top_k` of arguments that are not checked; None where somebody has to look closer."""
+    where = _where(x, W, b)
+    if where is None or not (among is None or among.numel() == 0):
+        return None
+    n, m = where[1], where[5]
+    if not (0 < k <= m and n * k * torch.get_num_threads() <= CANDIDATES):
         return None
     values, indices = x.new_empty(n, k), _cpu.INT32.new_empty(n, k)
-    where = (x.data_ptr(), n, d, x_steps[0], W.data_ptr(), m, d, W_steps[0], 0 if b is None else b.data_ptr())
     copy = copy_of(W, k)  # held until C++ has read it: another thread may free it meanwhile
     out = (k, relu, 0, values.data_ptr(), indices.data_ptr())
     if _cpu.tell("few_topk", _cpu.DTYPES[x.dtype], *where, *_addresses(copy), *out) & CONTRADICTED:
         contradicted(W)
     return [values, indices]
+
+
+def one_threshold(x: Tensor, W: Tensor, b: Tensor | None, theta: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+    """`threshold` of arguments that are not checked, where little is kept; None where somebody has to look closer."""
+    where = _where(x, W, b)
+    if where is None or theta.dim() or theta.dtype is not torch.float32 or theta.is_neg():
+        return None
+    n, room = where[1], where[1] * LEAST_ROOM
+    if room > IN_PLACE:
+        return None
+    values, indices, offsets = x.new_empty(room), _cpu.INT32.new_empty(room), _cpu.INT64.new_empty(n + 1)
+    copy = copy_of(W, 0)
+    out = (theta.data_ptr(), 0, room, offsets.data_ptr(), values.data_ptr(), indices.data_ptr())
+    if _cpu.tell("few_threshold", _cpu.DTYPES[x.dtype], *where, *_addresses(copy), *out) & CONTRADICTED:
+        contradicted(W)
+    count = offsets.tolist()[-1]
+    return (values.resize_(count), indices.resize_(count), offsets) if count <= room else None
 
 
 IN_WORDS = "a few tokens, in one call"

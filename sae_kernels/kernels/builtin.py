@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 from ..hookspecs import hookimpl
 from ..specs import Kernel
 from . import OPS, _triton
-from ._screen.integers import RISK
+from ._screen.integers import PROBABILITY
 
 PRIORITIES = {"reference": 0, "cpu": 10}
 TRITON = 20
@@ -38,5 +36,5 @@ def sae_kernels_kernels() -> list[Kernel]:
     mine += [_kernel(op, "triton", TRITON) for op in OPS]
     mine += [_kernel(op, "dense", DENSE) for op in OPS if op in DENSE_OPS]
     here = f"{__package__}.linear_topk.cpu_int8"
-    terms = f"encode(screening='int8'), exact with probability at least 1 - 1e{round(math.log10(RISK))} a token"
+    terms = f"encode(screening='int8'), {PROBABILITY}"
     return [*mine, Kernel("linear_topk", "cpu_int8", f"{here}:run", f"{here}:why_not", INT8, by_name=terms)]

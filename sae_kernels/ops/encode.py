@@ -81,6 +81,8 @@ def encode(
         op, args = "linear_topk", (_checks.matrix(x), W_enc, b_enc, [selection.k], [selection.relu], [_everyone(x)])
         values, indices = OPS[op](*args, backend=backend, kind=kind)  # the usual, in the time a small call has
         return _fixed(values, indices, W_enc.shape[0], x.shape[:-1])
+    if kind and type(selection) is Threshold and not isinstance(selection.theta, Tensor) and not screening:
+        return _alone(_checks.matrix(x), W_enc, b_enc, selection, x.shape[:-1], backend, kind)
     wanted = normal(selection, W_enc)
     if screening != "":
         backend = backend_for(screening, backend, wanted)

@@ -15,7 +15,7 @@ import sae_kernels as sk
 from bench import cases
 from sae_kernels import registry, settings
 from sae_kernels.errors import BackendError, UnknownNameError
-from sae_kernels.kernels import OPS
+from sae_kernels.kernels import OPS, _cpu
 from sae_kernels.plugins import plugins
 from sae_kernels.specs import Kernel, resolve
 
@@ -149,6 +149,11 @@ def test_explain_says_how_a_kernel_would_go_about_it(cpu: str, selection: Any, m
     for mode, words in (("on", "exact, screened by bfloat16 products"), ("off", "all of it in float32")):
         monkeypatch.setenv("SAE_KERNELS_SCREENING", mode)
         assert f"  {cpu}: would run ({words})\n" in str(sk.explain("encode", x, W, None, selection))
+    monkeypatch.setenv("SAE_KERNELS_SCREENING", "int8")
+    here = _cpu.isa() in ("avx512", "amx") and _cpu.ask("fast_int8") and isinstance(selection, sk.TopK)
+    told = str(sk.explain("encode", x, W, None, selection))
+    assert ("exact with probability at least 1 - 1e-9 a token" in told.split("reference:")[0]) == here
+    monkeypatch.setenv("SAE_KERNELS_SCREENING", "auto")
     if not isinstance(selection, sk.BatchTopK):
         assert "would run (a few tokens, in one call)" in str(sk.explain("encode", x[:1], W, None, selection))
 

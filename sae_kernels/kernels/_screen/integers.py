@@ -49,6 +49,7 @@ from .. import _cpu
 from .kept import keep
 
 RISK = 1e-9  # of a token's choice being wrong
+PROBABILITY = f"exact with probability at least 1 - 1e{round(math.log10(RISK))} a token"
 MOST_D = 1 << 16
 GROUP = 32  # latents that lie together: csrc/screen/integer_layout.inl.h
 INT8, INT16 = "int8", "int16"  # products of them
@@ -156,7 +157,8 @@ def kept(W: Tensor, tokens: int, products: str) -> Latents | None:
 
     What tells that they are the same: see `_screen.kept`. The sample that is compared holds 32 latents, others at each
     call, or one in 64 where there are many tokens: a change to all rows that moved no version counter is seen at once,
-    one to a single row after a while, or when its exact score contradicts the copy.
+    one to a single row after a while (64 calls with many tokens), or, in a selection of its own, when its exact score
+    contradicts the copy.
     """
     W, bits = W.detach(), BITS[products]
     groups = max(1, -(-W.shape[0] // GROUP) // LOOKED_AT) if tokens >= MANY else 1

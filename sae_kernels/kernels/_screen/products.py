@@ -61,7 +61,8 @@ class IntegerProducts:
 
     def __init__(self, products: str, rows: int, cols: int, W: Tensor, whole: bool) -> None:
         self._bits = integers.BITS[products]
-        self._copy = integers.kept(W, rows, products) if whole else None
+        # Chunks of scores are compared with nothing that is exact: more of the copy is looked at than for few tokens.
+        self._copy = integers.kept(W, max(rows, integers.MANY), products) if whole else None
         self.keeps = self._copy is not None
         self._room = self._empty(0 if self.keeps else cols, W.shape[1])
         self.nbytes = self._room.nbytes + rows * (W.shape[1] * self._bits // 8 + 20)

@@ -53,6 +53,8 @@ def how(x: Tensor, W: Tensor, b: Tensor | None, theta: Tensor) -> str:
 
 def run(x: Tensor, W: Tensor, b: Tensor | None, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """See `sae_kernels.kernels.linear_threshold`."""
+    if (found := _few.one_threshold(x, W, b, theta)) is not None:
+        return found
     check(x, W, b, theta=theta if theta.dim() else None)
     theta = theta.detach().float().contiguous()
     if _few.takes(x, W):

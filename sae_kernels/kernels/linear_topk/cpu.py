@@ -68,8 +68,15 @@ def how(
     x: Tensor, W: Tensor, b: Tensor | None, ks: list[int], relus: list[bool], among: Sequence[Tensor | None]
 ) -> str:
     """For `explain`."""
+    if mode() == "int8":
+        from . import cpu_int8
+
+        if cpu_int8.why_not(x, W, b, ks, relus, among) is None:
+            return cpu_int8.IN_WORDS
     if len(ks) == 1 and _few.takes(x, W, ks[0]):
         return _few.IN_WORDS
+    if min(ks, default=0) < 1:
+        return IN_WORDS[""]
     others = screens_with_copy(x, W, ks) if len(ks) == 1 else ""
     return IN_WORDS[others if others and has(W, others) else screens(x, W, ks)]
 

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from .. import _cpu
 from .._pre_acts import check
-from .._screen.integers import INT8, kept, widths
+from .._screen.integers import INT8, PROBABILITY, kept, widths
 from .._screen.integers import why_not as _why_not
 from . import cpu, in_integers
 from .problem import Problem
 
+IN_WORDS = f"screened by 8-bit products, {PROBABILITY}"
 LEAST_TOKENS = 256  # rounding a weight takes as long as 8 bits save on so many
 
 

@@ -6,7 +6,7 @@ the data; with others it is so but for a probability. Rows of which bounds leave
 
 Weights that are met again unchanged are read from a copy (M·d bytes, or in 16 bits twice as many, and 20 a latent,
 bounded by SAE_KERNELS_SCREEN_CACHE); others are rounded 8 MiB at a time. Memory beside the copy and the outputs: these,
-the tokens as integers, and 36 MiB of candidates (or those of 16 rows, where that is more).
+16 MiB of tokens as integers, and 36 MiB of candidates (or those of 16 rows, where that is more).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .problem import Problem
 
 ROWS = 4096
 CANDIDATES_BYTES = 36 << 20
-LATENTS_BYTES = 8 << 20
+LATENTS_BYTES, TOKENS_BYTES = 8 << 20, 16 << 20
 UNSETTLED, CONTRADICTED = 1, 2  # kernels.h: integer_topk_finish
 TILES, PARTS, LEAST_PART = 64, 16, 8192  # few tokens: latents are dealt out to this many lists a token
 
@@ -52,7 +52,8 @@ def choose(problem: Problem, products: str, copy: Latents | None, widths: float)
     x, W, bias = x.detach(), W.detach(), problem.bias()
     (n, d), m, bits = x.shape, W.shape[0], BITS[products]
     room = candidates_room(products, k, d) if widths == CERTAIN else _cpu.ask("screened_topk_room", k)
-    rows = even(n, min(ROWS, max(16, CANDIDATES_BYTES // (12 * room))), 12)
+    most = min(CANDIDATES_BYTES // (12 * room), 8 * TOKENS_BYTES // (bits * d))
+    rows = even(n, min(ROWS, max(16, most)), 12)
     # Depends on sizes alone: lists, and so what is computed, are the same on any number of threads.
     parts = 1 if copy is None else max(1, min(PARTS, TILES * 12 // rows, m // LEAST_PART))
     among = None if mask is None or mask.numel() == 0 else _cpu.flat(mask, torch.bool, "among")
