@@ -97,11 +97,12 @@ class _Ready:
             return f"cannot be imported: {error}"
 
     def how(self, args: Sequence[Any]) -> str:
-        """How it would run; "" where it does not say, or cannot say it of these arguments."""
+        """How it would run; "" where it does not say. What a stranger's `how` raises is shown, and stands in nobody's
+        way."""
         try:
             return "" if self.kernel.how is None else str(resolve(self.kernel.how)(*args))
-        except Exception:
-            return ""
+        except Exception as error:
+            return f"how: {type(error).__name__}: {error}"
 
     def milliseconds(self, args: Sequence[Any]) -> float | None:
         """Its estimate; None where there is none, or where it cannot be made (of arguments the kernel will refuse,
