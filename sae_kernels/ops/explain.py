@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import registry
 from ..errors import ArgumentError, unknown
 from ..kernels import OPS
-from ..kernels._kernel import Candidate, Explanation
+from ..kernels._explanation import Candidate, Explanation
 from ..kernels._kernel import explain as _explain
 from ..specs import resolve
 from ._checks import linear, matrix
