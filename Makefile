@@ -31,7 +31,8 @@ SANITIZE_TESTS ?= tests/kernels/test_cpu_fuzz.py tests/kernels/test_cpu_binding.
 	tests/kernels/test_ops_layouts.py tests/kernels/test_ops_linear.py \
 	tests/kernels/test_ops_products.py tests/kernels/test_ops_adam.py tests/kernels/test_ops_latent_topn.py \
 	tests/kernels/test_ops_prefix.py tests/kernels/test_ops_topk.py tests/kernels/test_ops_transpose.py $(LONGER_TESTS)
-LONGER_TESTS := tests/kernels/test_cpu_few_tokens.py tests/kernels/test_cpu_gather.py tests/kernels/test_cpu_integers.py
+LONGER_TESTS := tests/kernels/test_cpu_few_tokens.py tests/kernels/test_cpu_few_tokens_kept.py \
+	tests/kernels/test_cpu_gather.py tests/kernels/test_cpu_integers.py
 SANITIZE_FUZZ ?= 200
 PRELOADED = $(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libstdc++.so)
 sanitize: $(VENV)/.developing

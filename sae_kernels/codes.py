@@ -36,19 +36,6 @@ class SparseCodes:
 
     def __post_init__(self) -> None:
         values, indices, offsets = self.values, self.indices, self.offsets
-        if (  # what nearly all are, said in the time a small op has
-            offsets is None
-            and self.lead is None
-            and type(self.d_sae) is int
-            and self.d_sae >= 1
-            and indices.dtype is torch.int32
-            and values.dtype in (torch.float32, torch.bfloat16)
-            and values.is_cpu
-            and indices.is_cpu
-            and values.dim() >= 1
-            and values.shape == indices.shape
-        ):
-            return
         if values.shape != indices.shape:
             raise ShapeError(f"codes: values {describe(values)} and indices {describe(indices)} must have one shape")
         if indices.dtype != torch.int32:
@@ -77,6 +64,15 @@ class SparseCodes:
             raise ShapeError(
                 f"codes: lead {self.lead} has {math.prod(self.lead)} rows, offsets have {offsets.shape[0] - 1}"
             )
+
+    @classmethod
+    def of_an_op(
+        cls, values: Tensor, indices: Tensor, d_sae: int, offsets: Tensor | None, lead: tuple[int, ...] | None
+    ) -> SparseCodes:
+        """What an op found, which fits together: without the checks, in a quarter of their time."""
+        codes = object.__new__(cls)
+        codes.__dict__.update(values=values, indices=indices, d_sae=d_sae, offsets=offsets, lead=lead)
+        return codes
 
     @property
     def is_ragged(self) -> bool:

@@ -60,7 +60,7 @@ __attribute__((noinline)) void products(const int32_t* x, const uint8_t* w, int6
   }
 }
 #else
-template <class Kind, int kTokens, int kChains>
+template <class Kind, int kTokens>
 inline void portable_products(const int32_t* x, const uint8_t* w, int64_t fours, const int32_t* starts, int32_t* out) {
   using Number = typename Kind::Number;
   constexpr int kSide = Kind::kSide, kNumbers = 4 / sizeof(Number);
@@ -112,7 +112,7 @@ inline void products(const int32_t* x, const uint8_t* w, int64_t fours, const in
     return;
   }
 #endif
-  portable_products<Kind, kTokens, kChains>(x, w, fours, starts, out);
+  portable_products<Kind, kTokens>(x, w, fours, starts, out);
 }
 #endif
 

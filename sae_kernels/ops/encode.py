@@ -81,8 +81,11 @@ def encode(
         op, args = "linear_topk", (_checks.matrix(x), W_enc, b_enc, [selection.k], [selection.relu], [_everyone(x)])
         values, indices = OPS[op](*args, backend=backend, kind=kind)  # the usual, in the time a small call has
         return _fixed(values, indices, W_enc.shape[0], x.shape[:-1])
-    if kind and type(selection) is Threshold and not isinstance(selection.theta, Tensor) and not screening:
-        return _alone(_checks.matrix(x), W_enc, b_enc, selection, x.shape[:-1], backend, kind)
+    if kind and type(selection) is Threshold and type(selection.theta) is float and not screening:
+        theta = _for_all(selection.theta) if _plain(x) else _number(selection.theta, x)
+        args = _checks.matrix(x), W_enc, b_enc, theta
+        values, indices, offsets = OPS["linear_threshold"](*args, backend=backend, kind=kind)
+        return _ragged(values, indices, offsets, W_enc.shape[0], x.shape[:-1])
     wanted = normal(selection, W_enc)
     if screening != "":
         backend = backend_for(screening, backend, wanted)
@@ -142,6 +145,10 @@ def _for_all(theta: float) -> Tensor:
         return torch.full((), theta, dtype=torch.float32, device="cpu")
 
 
+def _number(theta: float, x: Tensor) -> Tensor:
+    return torch.full((), theta, dtype=torch.float32, device=x.device)  # `tensor` makes the host wait
+
+
 def _plain(x: Tensor) -> bool:
     return type(x) is Tensor and x.is_cpu and not torch.compiler.is_compiling()
 
@@ -169,7 +176,7 @@ def ragged_call(
     elif _plain(x):
         theta = _for_all(float(theta))
     else:
-        theta = torch.full((), float(theta), dtype=torch.float32, device=x.device)  # `tensor` makes the host wait
+        theta = _number(float(theta), x)
     return "linear_threshold", (x, W_enc, b_enc, theta)
 
 
@@ -191,11 +198,18 @@ def _alone(
     if isinstance(selection, Threshold) and isinstance(selection.theta, Tensor) and not _checks.usual(selection.theta):
         kind = None
     values, indices, offsets = OPS[op](*args, backend=backend, kind=kind)
-    return SparseCodes(values, indices, W_enc.shape[0], offsets, tuple(lead))
+    return _ragged(values, indices, offsets, W_enc.shape[0], lead)
+
+
+def _ragged(values: Tensor, indices: Tensor, offsets: Tensor, d_sae: int, lead: tuple[int, ...]) -> SparseCodes:
+    """Codes of rows that differ in length, with x's leading shape."""
+    make = SparseCodes if torch.compiler.is_compiling() else SparseCodes.of_an_op
+    return make(values, indices, d_sae, offsets, tuple(lead))
 
 
 def _fixed(values: Tensor, indices: Tensor, d_sae: int, lead: tuple[int, ...]) -> SparseCodes:
     """Codes of fixed width, in x's leading shape."""
     if len(lead) != 1:
         values, indices = values.reshape(*lead, values.shape[-1]), indices.reshape(*lead, indices.shape[-1])
-    return SparseCodes(values, indices, d_sae)
+    make = SparseCodes if torch.compiler.is_compiling() else SparseCodes.of_an_op
+    return make(values, indices, d_sae, None, None)

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.compare import assert_same
+from support.few_tokens import CONTRADICTED, SCREENED, above, expect, select
 from support.guarded import placed
-from support.screening import HARD, Problem, assert_best, exact_scores, normal
+from support.screening import HARD, exact_scores, normal
 from torch import Tensor
 
 from sae_kernels.errors import ShapeError
 from sae_kernels.kernels import _cpu, _few
-from sae_kernels.kernels._screen import forget, kept, policy
+from sae_kernels.kernels._screen import kept, policy
 from sae_kernels.kernels._screen.rounded import Rounded, round_rows
 from sae_kernels.kernels.linear_threshold import cpu as linear_threshold
 from sae_kernels.kernels.linear_threshold import screened as screened_threshold
@@ -25,32 +25,11 @@ from sae_kernels.kernels.linear_topk import cpu as linear_topk
 from sae_kernels.kernels.linear_topk import screened as screened_topk
 
 ops = torch.ops.sae_kernels
-SCREENED, CONTRADICTED, GIVEN_UP = 1, 2, 4  # kernels.h
 WAYS = ("direct", "widened", "dots")  # from W; from its copy in bfloat16, without and with instructions for it
 COUNTS = (1, 2, 3, 4, 5, 9, 32)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-
-@pytest.fixture(autouse=True)
-def _few_tokens(cpu: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SAE_KERNELS_SCREENING", "on")
-    monkeypatch.setattr(kept, "counts", dict.fromkeys(kept.counts, 0))
-    forget()
-
-
-@pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """What every call told."""
-    found, tell = [], _cpu.tell
-
-    def listening(name: str, *args: object) -> int:
-        answer = tell(name, *args)
-        if name.startswith("few"):
-            found.append(answer)
-        return answer
-
-    monkeypatch.setattr(_cpu, "tell", listening)
-    return found
+pytestmark = pytest.mark.usefixtures("copies_of_few")
 
 
 @pytest.fixture(params=WAYS)
@@ -66,25 +45,6 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(_few, "DOTS", request.param == "dots")
     monkeypatch.setattr(_few, "copy_of", copy_of)
     return request.param
-
-
-def select(problem: Problem, k: int, among: Tensor | None = None, relu: bool = False) -> list[Tensor]:
-    return linear_topk.run(*problem, [k], [relu], [among])
-
-
-def expect(problem: Problem, k: int, among: Tensor | None = None) -> None:
-    """The k best of the exact scores, latents ascending; then empty slots."""
-    assert_best(problem, k, select(problem, k, among), among)
-
-
-def above(problem: Problem, theta: Tensor) -> None:
-    """What is not <= theta of the exact scores."""
-    values, indices, offsets = linear_threshold.run(*problem, theta)
-    z = exact_scores(*problem)
-    stays = ~(z <= theta)
-    assert torch.equal(offsets.diff(), stays.sum(1))
-    assert torch.equal(indices, stays.nonzero()[:, 1].int())
-    assert_same(values, z[stays].to(problem[0].dtype), signed_zeros=False)
 
 
 @pytest.mark.parametrize("n", COUNTS)
@@ -256,6 +216,7 @@ def test_a_token_has_the_same_codes_in_any_company() -> None:
         assert torch.equal(alone[1], indices[t : t + 1])
 
 
+FILES = ("cpu_few_tokens", "cpu_few_tokens_kept", "ops_linear")
 PINNED = """
 import sys, pytest
 CHOSEN = "(few_tokens and (choice or hard or 16_bit or threads or look)) or (ops_linear and cpu and topk and not batch)"
@@ -266,8 +227,11 @@ sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-k", CHOSEN, *sys.a
 @pytest.mark.parametrize("isa", _cpu.isas())
 def test_these_tests_pass_in_every_isa(isa: str) -> None:
     """In a process of its own: the instruction set is chosen once."""
+    files = [
+        Path(__file__).with_name(f"test_{name}.py") for name in ("cpu_few_tokens", "cpu_few_tokens_kept", "ops_linear")
+    ]
     run = subprocess.run(
-        [sys.executable, "-P", "-c", PINNED, __file__, str(Path(__file__).with_name("test_ops_linear.py"))],
+        [sys.executable, "-P", "-c", PINNED, *map(str, files)],
         env={**os.environ, "SAE_KERNELS_ISA": isa},
         capture_output=True,
         text=True,
@@ -287,112 +251,6 @@ def test_all_tokens_together_take_the_other_way_with_the_same_result(monkeypatch
     others = select(problem, 30), linear_threshold.run(*problem, torch.tensor(1.0))
     for mine, theirs in zip(found, others, strict=True):
         assert all(torch.equal(one, two) for one, two in zip(mine, theirs, strict=True))
-
-
-# Copies of W.
-
-
-def test_a_copy_is_made_when_weights_come_back(told: list[int]) -> None:
-    x, W, b = normal(1, 64, 1200)
-    for _ in range(4):
-        expect((x, W, b), 9)
-    above((x, W, b), torch.tensor(2.0))
-    assert told == [0, SCREENED, SCREENED, SCREENED, SCREENED]
-    assert kept.counts == {"made": 1, "used": 3, "stale": 0}
-
-
-@pytest.mark.parametrize("kind", ["all equal", "nearly equal", "past every bound"])
-def test_what_a_copy_cannot_decide_is_computed_without_it(kind: str, told: list[int]) -> None:
-    x, W, b = HARD[kind](*normal(7, 96, 4000))
-    for _ in range(3):
-        expect((x, W, b), 9)
-    assert told[0] == 0
-    assert all(each & GIVEN_UP for each in told[1:])
-
-
-def test_a_change_of_all_rows_behind_every_counter_is_seen_at_once() -> None:
-    x, W, b = normal(2, 64, 1200)
-    for _ in range(3):
-        expect((x, W, b), 9)
-    for _ in range(3):
-        W.numpy()[:] *= 1.5
-        expect((x, W, b), 9)
-        for _ in range(3):
-            expect((x, W, b), 9)
-    assert kept.counts["stale"] == 3
-
-
-def test_a_row_changed_behind_every_counter_is_seen_within_16_calls() -> None:
-    """Its score by the copy is small, its new one the largest."""
-    x, W, _ = normal(1, 64, 1200)
-    for row in (0, 333, 1199):
-        W[row] = -x[0]
-        for _ in range(3):
-            select((x, W, None), 9)
-        stale = kept.counts["stale"]
-        W.numpy()[row] = x[0]
-        seen = [row in select((x, W, None), 9)[1] for _ in range(_few.ROWS_A_LOOK)]
-        assert seen[-1]
-        assert kept.counts["stale"] == stale + 1
-
-
-def test_a_changed_row_that_the_copy_would_choose_is_seen_at_once(
-    monkeypatch: pytest.MonkeyPatch, told: list[int]
-) -> None:
-    x, W, b = normal(3, 64, 1200)
-    for _ in range(3):
-        select((x, W, b), 9)
-    monkeypatch.setattr(kept, "_same", lambda *_: True)
-    best = int(select((x, W, b), 9)[1][1, 4])
-    W.numpy()[best] = 0
-    expect((x, W, b), 9)
-    assert told[-1] & CONTRADICTED
-    assert kept.counts["stale"] == 1
-    expect((x, W, b), 9)  # a new copy
-    theta = exact_scores(x, W, b)[0].max() - 0.5
-    W.numpy()[int((exact_scores(x, W, b)[0]).argmax())] = 0
-    above((x, W, b), theta)
-    assert told[-1] & CONTRADICTED
-    above((x, W, b), theta)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("d", [1, 15, 16, 17, 64])
-def test_the_look_at_a_copy_sees_every_element(dtype: torch.dtype, d: int) -> None:
-    W = torch.randn(40, d).to(dtype)
-    copy = W.to(torch.bfloat16, copy=True)
-
-    def differs(row: int, step: int, col: int) -> int:
-        a = (_cpu.dtype_code(W), *_cpu.pointers(W), copy.data_ptr())
-        return _cpu.tell("screen_differs", *a, row, step, col)
-
-    at = max(0, d - 16)
-    assert not any(differs(row, 4, col) for row in range(4) for col in (0, at))
-    copy[18, d - 1] += 1
-    assert [differs(row, 4, at) for row in range(4)] == [0, 0, 1, 0]
-    assert differs(2, 1, at) == 1
-    assert differs(19, 1, at) == 0
-    assert differs(40, 1, 0) == 0
-
-
-def test_off_means_no_copy(monkeypatch: pytest.MonkeyPatch, told: list[int]) -> None:
-    x, W, b = normal(4, 64, 1200)
-    monkeypatch.setenv("SAE_KERNELS_SCREENING", "off")
-    for _ in range(3):
-        expect((x, W, b), 9)
-    assert told == [0, 0, 0]
-    assert kept.counts == {"made": 0, "used": 0, "stale": 0}
-
-
-def test_when_it_keeps_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SAE_KERNELS_SCREENING", "auto")
-    monkeypatch.setattr(_few, "kept", lambda W, rows: round_rows(W, Rounded.empty(*W.shape, W.dtype)))
-    W = torch.ones(_few.LEAST_ELEMENTS // 128, 128)
-    assert _few.copy_of(W, 32) is not None
-    assert _few.copy_of(W[:-1], 32) is None
-    assert _few.copy_of(W, W.shape[0] // 20) is None
-    assert _few.copy_of(W.bfloat16(), 32) is None
-    assert _few.copy_of(W.view(-1, 32), 32) is None
 
 
 def test_what_it_takes(threads: Callable) -> None:
