@@ -64,6 +64,19 @@ def test_encode(race: Callable, gradients: bool) -> None:
     race("encode TopK of one token", {OURS: calls(ours), "torch linear + topk + relu": calls(plain)})
 
 
+@GRADIENTS
+def test_encode_threshold(race: Callable, gradients: bool) -> None:
+    W, b, _, _ = dictionary(gradients)
+    x, selection = cases.normal(SIZE.n, SIZE.d), sk.Threshold(0.5)
+
+    def plain() -> Tensor:
+        z = F.linear(x, W, b)
+        return torch.where(z > 0.5, z, 0)
+
+    check(sk.encode(x, W, b, selection).dense().detach(), plain().detach())
+    race("encode Threshold of one token", {OURS: calls(lambda: sk.encode(x, W, b, selection)), "torch": calls(plain)})
+
+
 def test_top_k(race: Callable) -> None:
     scores = cases.scores("normal", SIZE.n, SIZE.d_sae, torch.float32)
 

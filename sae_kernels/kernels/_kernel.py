@@ -245,14 +245,15 @@ def _somebody_looks() -> bool:
     )
 
 
-def _wants(args: Iterable[Any]) -> str:
+def _wants(args: Iterable[Any], known: bool = False) -> str:
     """What there is to do for a call besides running a kernel for the CPU: "" is nothing, "gradient" to record one;
-    "dispatcher", where a tensor among `args` (lists too) is no ordinary one on the CPU, is for torch to say."""
+    "dispatcher", where a tensor among `args` (lists too) is no ordinary one on the CPU, is for torch to say. `known`:
+    those that are in no list are ordinary (see `Op`)."""
     recording, found = _C.is_grad_enabled(), ""
     for arg in args:
         kind = type(arg)
         if kind is Tensor or kind is Parameter:
-            if not arg.is_cpu or arg.is_neg():
+            if not known and (not arg.is_cpu or arg.is_neg()):
                 return "dispatcher"
             if recording and arg.requires_grad:
                 found = "gradient"
@@ -311,7 +312,8 @@ class Op:
     """A torch op of this package: its schema, its shapes under tracing, its gradient.
 
     Calls pass torch's dispatcher by where they can. A caller who has seen that all floating tensors among the arguments
-    are ordinary strided ones on the CPU, of one dtype, may say so: that is their `kind`.
+    are ordinary strided ones on the CPU, of one dtype, with no negative bit, and that nothing is being compiled, may
+    say so: that is their `kind`.
     Schemas end in `*, str backend=""`. `backward(ctx, *grads)` and `setup_context(ctx, inputs, keyword_only_inputs,
     output)` are as in `torch.library.register_autograd`.
     """
@@ -334,14 +336,10 @@ class Op:
         """`torch.ops.sae_kernels.<name>` on these arguments, but past torch's dispatcher where it would only hand them
         on, or record the gradient on the way."""
         wants = "dispatcher"
-        if not torch.compiler.is_compiling() and not _somebody_looks():  # the former is all that a compiler sees of it
-            wants = _wants(args)
+        if (kind or not torch.compiler.is_compiling()) and not _somebody_looks():  # of which a compiler sees no more
+            wants = _wants(args, kind is not None)
         if wants == "":
-            run = select(self.name, self._names, args, backend, kind)
-            if not _C.is_grad_enabled():
-                return run(*args)
-            with _C._AutoDispatchBelowAutograd():  # where the dispatcher runs kernels, too
-                return run(*args)
+            return select(self.name, self._names, args, backend, kind)(*args)
         if wants == "gradient" and self._recorded is not None:
             found = self._recorded.apply(*args, select(self.name, self._names, args, backend, kind), backend)
             return list(found) if self.schema.endswith("Tensor[]") else found

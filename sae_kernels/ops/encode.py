@@ -75,17 +75,13 @@ def encode(
 
     Source: TopK arXiv 2406.04093, BatchTopK 2412.06410, JumpReLU 2407.14435.
     """
-    x, W_enc, b_enc = _checks.autocast(x, W_enc, b_enc)  # pyright: ignore[reportAssignmentType]
+    if torch._C._is_any_autocast_enabled():
+        x, W_enc, b_enc = _checks.autocast(x, W_enc, b_enc)  # pyright: ignore[reportAssignmentType]
     kind = _checks.linear("encode", x, W_enc, b_enc)
-    if kind and type(selection) is TopK and selection.among is None and selection.k <= W_enc.shape[0] and not screening:
-        op, args = "linear_topk", (_checks.matrix(x), W_enc, b_enc, [selection.k], [selection.relu], [_everyone(x)])
-        values, indices = OPS[op](*args, backend=backend, kind=kind)  # the usual, in the time a small call has
-        return _fixed(values, indices, W_enc.shape[0], x.shape[:-1])
-    if kind and type(selection) is Threshold and type(selection.theta) is float and not screening:
-        theta = _for_all(selection.theta) if _plain(x) else _number(selection.theta, x)
-        args = _checks.matrix(x), W_enc, b_enc, theta
-        values, indices, offsets = OPS["linear_threshold"](*args, backend=backend, kind=kind)
-        return _ragged(values, indices, offsets, W_enc.shape[0], x.shape[:-1])
+    if kind and not screening:
+        codes = _usual(x, W_enc, b_enc, selection, backend, kind)
+        if codes is not None:
+            return codes
     wanted = normal(selection, W_enc)
     if screening != "":
         backend = backend_for(screening, backend, wanted)
@@ -104,6 +100,29 @@ def encode(
         for each in wanted
     ]
     return tuple(codes)
+
+
+def _usual(
+    x: Tensor,
+    W_enc: Tensor,
+    b_enc: Tensor | None,
+    selection: Selection | int | tuple[Selection | int, ...],
+    backend: str,
+    kind: torch.dtype,
+) -> SparseCodes | None:
+    """What nearly all encodes are, in the time that a small one has; None: another."""
+    flat = x if x.dim() == 2 else _checks.matrix(x)
+    if type(selection) is TopK and selection.among is None and selection.k <= W_enc.shape[0]:
+        args = flat, W_enc, b_enc, [selection.k], [selection.relu], [_EVERYONE]
+        values, indices = OPS["linear_topk"](*args, backend=backend, kind=kind)
+        if flat is not x:
+            return _fixed(values, indices, W_enc.shape[0], x.shape[:-1])
+        return SparseCodes.of_an_op(values, indices, W_enc.shape[0], None, None)
+    if type(selection) is Threshold and type(selection.theta) is float:
+        args = flat, W_enc, b_enc, _for_all(selection.theta)
+        values, indices, offsets = OPS["linear_threshold"](*args, backend=backend, kind=kind)
+        return SparseCodes.of_an_op(values, indices, W_enc.shape[0], offsets, x.shape[:-1])
+    return None
 
 
 def normal(selection: Any, W_enc: Tensor) -> tuple[Selection, ...]:
@@ -145,10 +164,6 @@ def _for_all(theta: float) -> Tensor:
         return torch.full((), theta, dtype=torch.float32, device="cpu")
 
 
-def _number(theta: float, x: Tensor) -> Tensor:
-    return torch.full((), theta, dtype=torch.float32, device=x.device)  # `tensor` makes the host wait
-
-
 def _plain(x: Tensor) -> bool:
     return type(x) is Tensor and x.is_cpu and not torch.compiler.is_compiling()
 
@@ -176,7 +191,7 @@ def ragged_call(
     elif _plain(x):
         theta = _for_all(float(theta))
     else:
-        theta = _number(float(theta), x)
+        theta = torch.full((), float(theta), dtype=torch.float32, device=x.device)  # `tensor` makes the host wait
     return "linear_threshold", (x, W_enc, b_enc, theta)
 
 
@@ -198,18 +213,11 @@ def _alone(
     if isinstance(selection, Threshold) and isinstance(selection.theta, Tensor) and not _checks.usual(selection.theta):
         kind = None
     values, indices, offsets = OPS[op](*args, backend=backend, kind=kind)
-    return _ragged(values, indices, offsets, W_enc.shape[0], lead)
-
-
-def _ragged(values: Tensor, indices: Tensor, offsets: Tensor, d_sae: int, lead: tuple[int, ...]) -> SparseCodes:
-    """Codes of rows that differ in length, with x's leading shape."""
-    make = SparseCodes if torch.compiler.is_compiling() else SparseCodes.of_an_op
-    return make(values, indices, d_sae, offsets, tuple(lead))
+    return SparseCodes(values, indices, W_enc.shape[0], offsets, tuple(lead))
 
 
 def _fixed(values: Tensor, indices: Tensor, d_sae: int, lead: tuple[int, ...]) -> SparseCodes:
     """Codes of fixed width, in x's leading shape."""
     if len(lead) != 1:
         values, indices = values.reshape(*lead, values.shape[-1]), indices.reshape(*lead, indices.shape[-1])
-    make = SparseCodes if torch.compiler.is_compiling() else SparseCodes.of_an_op
-    return make(values, indices, d_sae, None, None)
+    return SparseCodes(values, indices, d_sae)

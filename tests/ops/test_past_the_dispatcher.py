@@ -33,8 +33,8 @@ def _watched(monkeypatch: pytest.MonkeyPatch, passed: list[str]) -> None:
     """`passed` holds what each call wanted that nobody looked on; "": nothing but a kernel."""
     decide = _kernel._wants
 
-    def watching(args: Any) -> str:
-        found = decide(args)
+    def watching(args: Any, known: bool = False) -> str:
+        found = decide(args, known)
         if isinstance(args, tuple):  # not a list among them
             passed.append(found)
         return found
