@@ -45,6 +45,7 @@ HOSTS: tuple[Host, ...] = (
     sae_lens.JumpReLU(),
     sae_lens.Standard(),
     sae_lens.StandardFresh(),
+    sae_lens.Gated(),
     sparsify.TopK(),
     dictionary_learning.TopK(),
     circuit_tracer.Transcoder(),

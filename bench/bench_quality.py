@@ -30,7 +30,7 @@ ROOT = str(Path(__file__).resolve().parent.parent)
 if ROOT not in sys.path:
     sys.path.append(ROOT)  # for `bench`; behind an installed package, which is the one to train
 
-from bench.quality.budget import Job  # noqa: E402
+from bench.quality.budget import Budget, Job  # noqa: E402
 from bench.quality.contenders import PAPER, Contender, contenders  # noqa: E402
 from bench.quality.rows import rows_of  # noqa: E402
 from bench.quality.runs import at_l0, best_lr, next_setting, train  # noqa: E402
@@ -44,6 +44,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", default="", help="rows of the table, or row/library, comma-separated")
     parser.add_argument("--lr", default="3e-3", help="comma-separated (default: 3e-3)")
     parser.add_argument("--seeds", default="1,2,3", help="comma-separated (default: 1,2,3; on 0 defaults were chosen)")
+    steps = Budget().steps
+    parser.add_argument("--steps", type=int, default=steps, help=f"of every run (default: {steps}); a folder has one")
     parser.add_argument("--table", action="store_true", help="train nothing")
     return parser.parse_args()
 
@@ -64,7 +66,7 @@ def complete(contender: Contender, args: argparse.Namespace, file: Path) -> None
     for seed in seeds:
         for lr in rates if seed == seeds[0] else [best_lr(saved(file, contender))]:
             for setting in settings(contender, lr, seed, file):
-                run = train(contender, Job(setting, lr, seed, *sizes), rows)
+                run = train(contender, Job(setting, lr, seed, *sizes, Budget(steps=args.steps)), rows)
                 print(json.dumps(run), flush=True)
                 with file.open("a") as out:
                     out.write(json.dumps(run) + "\n")
@@ -91,6 +93,9 @@ def main() -> None:
     args = arguments()
     args.folder.mkdir(parents=True, exist_ok=True)
     file = args.folder / "runs.jsonl"
+    if others := {run["steps"] for run in saved(file)} - {args.steps}:
+        found = ", ".join(map(str, sorted(others)))
+        sys.exit(f"{file}: runs of {found} steps, expected --steps {args.steps}; take another folder")
     only = {each for each in args.only.split(",") if each}
     everybody = [each for each in contenders() if not only or only & {each.row, each.name}]
     for contender in [] if args.table else everybody:

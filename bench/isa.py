@@ -1,12 +1,11 @@
 """Our kernels on older instruction sets, against a torch held to the same ones: `python bench/isa.py`, ten minutes.
 
 Each column is a process of its own, in which SAE_KERNELS_ISA pins ours, no copies of weights are kept (`--keep` does),
-and ATEN_CPU_CAPABILITY, ONEDNN_MAX_CPU_ISA and MKL_ENABLE_INSTRUCTIONS hold
-torch back. What that does to torch's products is measured and printed: MKL heeds its variable on Intel alone.
+and ATEN_CPU_CAPABILITY, ONEDNN_MAX_CPU_ISA and MKL_ENABLE_INSTRUCTIONS hold torch back. What that does to torch's
+products is measured and printed: MKL heeds its variable on Intel alone.
 
 Figures are medians of interleaved rounds, each call after one of its own that is not timed, as in a loop; ratios within
-a round's company: torch's time over ours. `--save` writes the
-tables to bench/results.
+a round's company: torch's time over ours. `--save` writes the tables to bench/results.
 """
 
 from __future__ import annotations

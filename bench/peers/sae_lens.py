@@ -1,4 +1,4 @@
-"""SAELens: TopK, BatchTopK, JumpReLU and standard, with its defaults."""
+"""SAELens: TopK, BatchTopK, JumpReLU, standard and gated, with its defaults."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ def _made(file: str, name: str, problem: Problem, **keys: Any) -> Any:
     home = importlib.import_module(f"sae_lens.saes.{file}")
     size, dtype = problem.size, str(problem.dtype).removeprefix("torch.")
     sae = getattr(home, name)(getattr(home, f"{name}Config")(d_in=size.d, d_sae=size.d_sae, dtype=dtype, **keys))
-    fill(problem, sae.W_enc.mT, sae.b_enc, sae.W_dec, sae.b_dec)
+    b_enc = sae.b_gate if sae.b_enc is None else sae.b_enc
+    fill(problem, sae.W_enc.mT, b_enc, sae.W_dec, sae.b_dec)
     return sae
 
 
@@ -110,6 +111,21 @@ class Standard(Host):
         return Trained(sae, problem)
 
 
+class Gated(Host):
+    """GatedSAE, GatedTrainingSAE with about k open gates."""
+
+    name, distribution = "SAELens gated", "sae-lens"
+    like_ours = False
+
+    def reader(self, problem: Problem) -> nn.Module:
+        """The threshold is in b_gate."""
+        return _gated("GatedSAE", problem)
+
+    def learner(self, problem: Problem) -> Learner:
+        """With its auxiliary term."""
+        return Trained(_gated("GatedTrainingSAE", problem), problem)
+
+
 class StandardFresh(Standard):
     """StandardTrainingSAE as it starts: half of all latents are active."""
 
@@ -125,4 +141,13 @@ def _jumping(name: str, problem: Problem) -> Any:
     sae = _made("jumprelu_sae", name, problem)
     with torch.no_grad():
         sae.threshold.fill_(problem.threshold)
+    return sae
+
+
+def _gated(name: str, problem: Problem) -> Any:
+    """All gates have one threshold, all magnitudes are what the gates saw."""
+    sae = _made("gated_sae", name, problem)
+    with torch.no_grad():
+        sae.b_mag.copy_(sae.b_gate)
+        sae.b_gate.sub_(problem.threshold)
     return sae

@@ -23,7 +23,6 @@ from bench.quality.trainee import Trainee
 
 OURS, LENS, DL, SPARSIFY, PAPER = "sae_kernels", "sae_lens", "dictionary_learning", "sparsify", "paper"
 D = 192
-RAMP = {"sparsity_warmup_steps": Budget().sparsity_warmup}
 ENDS = (1, 3, 7, 15, 32)  # of matryoshka's prefixes, in 32nds of d_sae
 
 
@@ -52,15 +51,15 @@ def contenders() -> Iterator[Contender]:
     yield from several_layers()
 
 
-def ours(row: str, settings: tuple[float, ...], keys: Callable[[float], dict[str, Any]], **more: Any) -> Contender:
-    """Of this package: `keys` of a setting; `architecture` where it is not the row's name."""
+def ours(row: str, settings: tuple[float, ...], keys: Callable[[Job], dict[str, Any]], **more: Any) -> Contender:
+    """Of this package: `keys` of a job; `architecture` where it is not the row's name."""
     architecture, points = more.pop("architecture", row), more.pop("points", "residual")
-    return Contender(row, OURS, settings, lambda job: Ours(job, architecture, {**more, **keys(job.setting)}), points)
+    return Contender(row, OURS, settings, lambda job: Ours(job, architecture, {**more, **keys(job)}), points)
 
 
 def lens(row: str, settings: tuple[float, ...], architecture: str, **keys: Any) -> Contender:
     """Of SAELens, with k."""
-    return Contender(row, LENS, settings, lambda job: SAELens(job, architecture, {**k(job.setting), **keys}, {}))
+    return Contender(row, LENS, settings, lambda job: SAELens(job, architecture, {**k(job), **keys}, {}))
 
 
 def lens_penalised(row: str, settings: tuple[float, ...], architecture: str, name: str, **keys: Any) -> Contender:
@@ -68,29 +67,34 @@ def lens_penalised(row: str, settings: tuple[float, ...], architecture: str, nam
     return Contender(row, LENS, settings, lambda job: SAELens(job, architecture, keys, {name: job.setting}))
 
 
-def learned(row: str, settings: tuple[float, ...], trainer: str, keys: Callable[[float], dict[str, Any]]) -> Contender:
+def learned(row: str, settings: tuple[float, ...], trainer: str, keys: Callable[[Job], dict[str, Any]]) -> Contender:
     """Of dictionary_learning."""
-    return Contender(row, DL, settings, lambda job: DictionaryLearning(job, trainer, keys(job.setting)))
+    return Contender(row, DL, settings, lambda job: DictionaryLearning(job, trainer, keys(job)))
 
 
-def k(value: float) -> dict[str, Any]:
+def k(job: Job) -> dict[str, Any]:
     """Active latents."""
-    return {"k": round(value)}
+    return {"k": round(job.setting)}
 
 
-def k_followed(value: float) -> dict[str, Any]:
+def rise(job: Job) -> dict[str, Any]:
+    """Of a penalty."""
+    return {"sparsity_warmup_steps": job.budget.sparsity_warmup}
+
+
+def k_followed(job: Job) -> dict[str, Any]:
     """The same, with a running threshold of dictionary_learning's: its 1000 and 0.999 are for long runs."""
-    return {"threshold_start_step": 0, "threshold_beta": 0.99, **k(value)}
+    return {"threshold_start_step": 0, "threshold_beta": 0.99, **k(job)}
 
 
-def l0_target(value: float) -> dict[str, Any]:
+def l0_target(job: Job) -> dict[str, Any]:
     """Of the quadratic loss."""
-    return {"sparsity_loss": "quadratic", "l0_target": value, **penalty(192.0)}
+    return {"sparsity_loss": "quadratic", "l0_target": job.setting, "sparsity_coefficient": 192.0, **rise(job)}
 
 
-def l1(value: float) -> dict[str, Any]:
+def l1(job: Job) -> dict[str, Any]:
     """dictionary_learning's penalty."""
-    return {"l1_penalty": value / math.sqrt(D), **RAMP}
+    return {"l1_penalty": job.setting / math.sqrt(D), **rise(job)}
 
 
 def lens_l0_target(job: Job) -> SAELens:
@@ -99,18 +103,18 @@ def lens_l0_target(job: Job) -> SAELens:
     return SAELens(job, "jumprelu", keys, {"l0": 96 / job.setting})
 
 
-def penalty(value: float) -> dict[str, Any]:
+def penalty(job: Job) -> dict[str, Any]:
     """λ and its rise."""
-    return {"sparsity_coefficient": value, **RAMP}
+    return {"sparsity_coefficient": job.setting, **rise(job)}
 
 
 def k_sparse() -> Iterator[Contender]:
     """topk and its kin."""
     exact = (24.0,)
     yield ours("topk", exact, k)
-    yield Contender("topk", SPARSIFY, exact, lambda job: Sparsify(job, k(job.setting)))
+    yield Contender("topk", SPARSIFY, exact, lambda job: Sparsify(job, k(job)))
     groups = {"activation": "groupmax"}  # one latent of each of k groups: nothing here is trained so
-    yield Contender("groupmax", SPARSIFY, exact, lambda job: Sparsify(job, {**groups, **k(job.setting)}))
+    yield Contender("groupmax", SPARSIFY, exact, lambda job: Sparsify(job, {**groups, **k(job)}))
     yield lens("topk", exact, "topk")
     yield learned("topk", exact, "top_k.TopKTrainer", k_followed)
 
@@ -123,7 +127,7 @@ def k_sparse() -> Iterator[Contender]:
     trainer = "matryoshka_batch_top_k.MatryoshkaBatchTopKTrainer"
     yield ours("matryoshka", (24.0, 27.0), k)
     yield lens("matryoshka", (22.0, 25.0), "matryoshka_batchtopk", matryoshka_widths=widths)
-    yield learned("matryoshka", (28.0, 32.0), trainer, lambda value: {"group_fractions": shares, **k_followed(value)})
+    yield learned("matryoshka", (28.0, 32.0), trainer, lambda job: {"group_fractions": shares, **k_followed(job)})
 
 
 def jumprelu() -> Iterator[Contender]:
@@ -135,7 +139,7 @@ def jumprelu() -> Iterator[Contender]:
     row, around = "jumprelu quadratic", (22.0, 26.0)
     yield ours(row, around, l0_target, architecture="jumprelu")
     yield Contender(row, LENS, around, lens_l0_target)
-    yield learned(row, around, "jumprelu.JumpReluTrainer", lambda value: {"target_l0": value, **RAMP})
+    yield learned(row, around, "jumprelu.JumpReluTrainer", lambda job: {"target_l0": job.setting, **rise(job)})
 
     row = "jumprelu tanh"
     yield ours(row, (0.35, 0.45), penalty, architecture="jumprelu", sparsity_loss="tanh")
@@ -177,7 +181,7 @@ def transcoders() -> Iterator[Contender]:
 
 
 def _sparsify_transcoder(keys: dict[str, Any], job: Job) -> Sparsify:
-    return Sparsify(job, {**keys, **k(job.setting)})
+    return Sparsify(job, {**keys, **k(job)})
 
 
 def several_layers() -> Iterator[Contender]:

@@ -39,6 +39,7 @@ def train(contender: Contender, job: Job, rows: Rows) -> dict[str, Any]:
         "row": contender.row,
         "library": contender.library,
         "setting": job.setting,
+        "steps": steps,
         "lr": job.lr,
         "seed": job.seed,
         "test": _measured(trainee, *rows.test),

@@ -57,7 +57,7 @@ def test_a_run_counts_who_fired() -> None:
     """Latents that are never told of are dead, and then AuxK trains them all."""
     x = torch.randn(256, 8)
     rows = Rows(1, (x, x), (x, x), (x, x))
-    contender = Contender("topk", OURS, (2.0,), lambda job: Ours(job, "topk", k(job.setting)))
+    contender = Contender("topk", OURS, (2.0,), lambda job: Ours(job, "topk", k(job)))
     found = train(contender, Job(2.0, 1e-2, 0, 8, 8, 1, Budget(d_sae=16, batch=64, steps=8)), rows)
     assert found["dead"] < 0.5
     assert found["test"]["l0"] <= 2
