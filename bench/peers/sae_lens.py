@@ -18,7 +18,7 @@ def _made(file: str, name: str, problem: Problem, **keys: Any) -> Any:
     home = importlib.import_module(f"sae_lens.saes.{file}")
     size, dtype = problem.size, str(problem.dtype).removeprefix("torch.")
     sae = getattr(home, name)(getattr(home, f"{name}Config")(d_in=size.d, d_sae=size.d_sae, dtype=dtype, **keys))
-    b_enc = sae.b_gate if sae.b_enc is None else sae.b_enc
+    b_enc = sae.b_gate if hasattr(sae, "b_gate") else sae.b_enc
     fill(problem, sae.W_enc.mT, b_enc, sae.W_dec, sae.b_dec)
     return sae
 
