@@ -9,6 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+import sae_kernels as sk
 from bench.peers.host import Host, Learner, fill
 from bench.peers.problem import Problem
 
@@ -32,14 +33,14 @@ class Trained(Learner):
         saes = importlib.import_module("sae_lens.saes.sae")
         n = problem.size.n
         settings = config.SAETrainerConfig(total_training_samples=1000 * n, train_batch_size_samples=n, lr_end=3e-5)
-        self.module, self._step_input = module, saes.TrainStepInput
+        self.module, self._problem, self._step_input = module, problem, saes.TrainStepInput
         self._trainer = trainer.SAETrainer(settings, module, data_provider=iter(()))
 
     def patched(self) -> Self:
-        """The trainer's sae is the twin, its optimiser the same."""
-        other = super().patched()
-        other._trainer = copy.copy(self._trainer)
-        other._trainer.sae = other.module
+        """Another trainer, of a patched copy: its W_enc lies in memory by latents then, and would for the plain one too
+        if it had the same."""
+        other = type(self)(copy.deepcopy(self.module), self._problem)
+        sk.patch(other.module)
         return other
 
     def loss(self, x: Tensor) -> Tensor:
@@ -58,10 +59,20 @@ class Trained(Learner):
         return self._trainer.step(x)
 
 
-class TopK(Host):
+class SAELens(Host):
+    """Any of them."""
+
+    distribution = "sae-lens"
+
+    def twin(self, module: nn.Module) -> nn.Module:
+        """With weights of its own, for the same reason."""
+        return copy.deepcopy(module)
+
+
+class TopK(SAELens):
     """TopKSAE, TopKTrainingSAE."""
 
-    name, distribution = "SAELens TopK", "sae-lens"
+    name = "SAELens TopK"
 
     def reader(self, problem: Problem) -> nn.Module:
         """TopKSAE."""
@@ -72,20 +83,20 @@ class TopK(Host):
         return Trained(_made("topk_sae", "TopKTrainingSAE", problem, k=problem.size.k), problem)
 
 
-class BatchTopK(Host):
+class BatchTopK(SAELens):
     """BatchTopKTrainingSAE, in training."""
 
-    name, distribution = "SAELens BatchTopK", "sae-lens"
+    name = "SAELens BatchTopK"
 
     def learner(self, problem: Problem) -> Learner:
         """BatchTopKTrainingSAE."""
         return Trained(_made("batchtopk_sae", "BatchTopKTrainingSAE", problem, k=float(problem.size.k)), problem)
 
 
-class JumpReLU(Host):
+class JumpReLU(SAELens):
     """JumpReLUSAE as it is loaded, JumpReLUTrainingSAE as it has become: with about k active latents."""
 
-    name, distribution = "SAELens JumpReLU", "sae-lens"
+    name = "SAELens JumpReLU"
     like_ours = False
 
     def reader(self, problem: Problem) -> nn.Module:
@@ -97,10 +108,10 @@ class JumpReLU(Host):
         return Trained(_jumping("JumpReLUTrainingSAE", problem), problem)
 
 
-class Standard(Host):
+class Standard(SAELens):
     """StandardTrainingSAE with about k active latents."""
 
-    name, distribution = "SAELens standard", "sae-lens"
+    name = "SAELens standard"
     like_ours = False
 
     def learner(self, problem: Problem) -> Learner:
@@ -111,10 +122,10 @@ class Standard(Host):
         return Trained(sae, problem)
 
 
-class Gated(Host):
+class Gated(SAELens):
     """GatedSAE, GatedTrainingSAE with about k open gates."""
 
-    name, distribution = "SAELens gated", "sae-lens"
+    name = "SAELens gated"
     like_ours = False
 
     def reader(self, problem: Problem) -> nn.Module:

@@ -154,8 +154,7 @@ class _InChunks(torch.autograd.Function):
                     act = acts[i]
                     assert W_dec is not None
                     if dW_dec is not None:
-                        product = torch.mm(act.detach().to(x.dtype).mT, dy)
-                        dW_dec[part] = product if i == 0 else dW_dec[part] + product
+                        dW_dec[part].addmm_(act.detach().to(x.dtype).mT, dy, beta=min(i, 1))
                     if act.requires_grad:
                         outs.append(act)
                         up.append(torch.mm(dy, W_dec[part].mT).to(act.dtype))
@@ -171,7 +170,7 @@ class _InChunks(torch.autograd.Function):
                     db[part] = dz.sum(0)
                 dz = dz.to(x.dtype)
                 if dW_enc is not None:
-                    dW_enc[:, part] = torch.mm(x.mT, dz)
+                    torch.mm(x.mT, dz, out=dW_enc[:, part])
                 if dx is not None:
                     _add_product(dx, dz, W.mT)
         return None, None, None if dx is None else dx.to(x.dtype), *others

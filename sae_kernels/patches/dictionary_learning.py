@@ -22,6 +22,7 @@ from ..ops import Threshold, TopK
 from . import _dictionary_learning_codes as kinds
 from . import _dictionary_learning_training as training
 from ._acts import codes_of, dense_acts
+from ._layout import Place, lay
 from ._swap import host, swap
 from ._versions import class_name, outside
 
@@ -101,38 +102,13 @@ def _undo(*steps: Callable[[], None]) -> Callable[[], None]:
 
 
 def _lay_by_rows(coder: Any) -> Callable[[], None]:
-    """Put `nn.Linear` weights into memory by latents: shapes and values stay, and what happens to them is faster, the
-    host's part of it too; → what puts them back."""
+    """Put `nn.Linear` weights into memory by latents; → what puts them back."""
     if hasattr(coder, "W_enc"):
         return lambda: None
     encoder, decoder = coder.encoder, coder.decoder
-    tied = encoder.weight.untyped_storage().data_ptr() == decoder.weight.untyped_storage().data_ptr() != 0
-    if tied or not (_has_its_own_memory(encoder) and _has_its_own_memory(decoder)):
-        return lambda: None
-    before = encoder.weight.stride(), decoder.weight.stride()
-    _lay(encoder.weight, (encoder.in_features, 1))
-    _lay(decoder.weight, (1, decoder.out_features))
-
-    def lay_back() -> None:
-        for weight, stride in zip((encoder.weight, decoder.weight), before, strict=True):
-            _lay(weight, stride)
-
-    return lay_back
-
-
-def _lay(weight: Tensor, stride: tuple[int, ...]) -> None:
-    """Put a weight, and its gradient, into memory with these strides."""
-    for tensor in (weight, weight.grad):
-        if tensor is not None and tensor.stride() != stride:
-            data = tensor.data
-            tensor.data = torch.empty_strided(data.shape, stride, dtype=data.dtype, device=data.device).copy_(data)
-
-
-def _has_its_own_memory(part: nn.Linear) -> bool:
-    """Nothing else lies there, and no other process looks: it may be moved."""
-    weight = part.weight
-    whole = type(weight) is nn.Parameter and weight.untyped_storage().nbytes() == weight.numel() * weight.itemsize
-    return whole and not (weight.is_cpu and weight.is_shared())
+    return lay(
+        [Place(encoder, "weight", (encoder.in_features, 1)), Place(decoder, "weight", (1, decoder.out_features))]
+    )
 
 
 def fits(self: Any, x: Tensor) -> bool:

@@ -18,6 +18,7 @@ from ..ops import decode
 from . import _sae_lens_codes as codes_of_kind
 from . import _sae_lens_penalised as penalised
 from ._acts import codes_of, dense_acts
+from ._layout import Place, lay
 from ._remembered import decode_remembered
 from ._sae_lens_training import batch_topk_pass, matryoshka_pass, topk_pass
 from ._swap import host, swap
@@ -73,8 +74,47 @@ def why_not(module: nn.Module) -> str | None:
 
 
 def apply(module: nn.Module) -> Callable[[], None]:
-    """Replace encode, decode, forward, and the training pass where there is one."""
-    return swap(module, _METHODS[class_name(module).removeprefix(MODULE)])
+    """Replace encode, decode, forward, and the training pass where there is one; lay W_enc by latents."""
+    restore, lay_back = swap(module, _METHODS[class_name(module).removeprefix(MODULE)]), _lay_by_rows(module)
+
+    def undo() -> None:
+        restore()
+        lay_back()
+
+    return undo
+
+
+def _lay_by_rows(module: Any) -> Callable[[], None]:
+    """W_enc (d_in, d_sae), by columns in the host's memory; → what puts it back."""
+    return lay([Place(module, "W_enc", (1, module.W_enc.shape[0]))])
+
+
+def _load_state_dict(self: Any, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+    """The host's; weights that it takes over as they are in memory (`assign`) are laid like those before."""
+    by_rows = self.W_enc.stride(0) == 1
+    found = host(self).load_state_dict(self, state_dict, strict=strict, assign=assign)
+    if assign and by_rows:
+        _lay_by_rows(self)
+    return found
+
+
+def _saving(name: str) -> Callable[..., None]:
+    def process(self: Any, state_dict: dict[str, Any]) -> None:
+        """The host's; then W_enc as safetensors takes it, which knows nothing of strides."""
+        getattr(host(self), name)(self, state_dict)
+        state_dict["W_enc"] = state_dict["W_enc"].contiguous()
+
+    return process
+
+
+_MEMORY: dict[str, Callable[..., Any]] = {
+    "load_state_dict": _load_state_dict,
+    "process_state_dict_for_saving": _saving("process_state_dict_for_saving"),
+}
+_MEMORY_IN_TRAINING = {
+    **_MEMORY,
+    "process_state_dict_for_saving_inference": _saving("process_state_dict_for_saving_inference"),
+}
 
 
 _BETWEEN = ("hook_sae_acts_pre", "hook_sae_acts_post")
@@ -196,13 +236,15 @@ def _inference_methods(name: str, codes: Codes) -> dict[str, Callable[..., Any]]
 
 
 _METHODS: dict[str, dict[str, Callable[..., Any]]] = {
-    **{name: _inference_methods(name, codes) for name, codes in INFERENCE.items()},
+    **{name: _inference_methods(name, codes) | _MEMORY for name, codes in INFERENCE.items()},
     **{
-        name: _inference_methods(name, codes) | {"training_forward_pass": _make_pass(training_pass)}
+        name: _inference_methods(name, codes)
+        | {"training_forward_pass": _make_pass(training_pass)}
+        | _MEMORY_IN_TRAINING
         for name, (codes, training_pass) in TRAINING.items()
     },
     **{
-        name: _make_penalised(arithmetic) | {"training_forward_pass": _make_pass(training_pass)}
+        name: _make_penalised(arithmetic) | {"training_forward_pass": _make_pass(training_pass)} | _MEMORY_IN_TRAINING
         for name, (arithmetic, training_pass) in PENALISED.items()
     },
 }
