@@ -93,7 +93,8 @@ def main() -> None:
     args = arguments()
     args.folder.mkdir(parents=True, exist_ok=True)
     file = args.folder / "runs.jsonl"
-    if others := {run["steps"] for run in saved(file)} - {args.steps}:
+    others = {run.get("steps", Budget().steps) for run in saved(file)} - {args.steps}
+    if others and not args.table:
         found = ", ".join(map(str, sorted(others)))
         sys.exit(f"{file}: runs of {found} steps, expected --steps {args.steps}; take another folder")
     only = {each for each in args.only.split(",") if each}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -64,6 +64,7 @@ class Race:
         learners = {PLAIN: learner}
         with _declined(host):
             learners[PATCHED] = learner.patched()
+        modules = [each.module for each in learners.values()]
         if BACKWARD in asked:
             contenders = {name: _backward(each, problem.x) for name, each in learners.items()}
             results = {name: _gradients(each, contenders[name]) for name, each in learners.items()}
@@ -72,12 +73,12 @@ class Race:
                 exact = cast("Learner", host.learner(wide))
                 results[EXACT] = _gradients(exact, _backward(exact, wide.x))
                 del exact
-            yield self._row(host, problem, BACKWARD, contenders, results, learner.module)
+            yield self._row(host, problem, BACKWARD, contenders, results, modules)
         if STEP in asked:
             contenders = {name: _step(each, problem.x) for name, each in learners.items()}
             if ours is not None and host.like_ours:
                 contenders[OURS] = ours(problem)
-            yield self._row(host, problem, STEP, contenders, {}, learner.module)
+            yield self._row(host, problem, STEP, contenders, {}, modules)
 
     def _row(
         self,
@@ -86,7 +87,7 @@ class Race:
         op: str,
         contenders: dict[str, Call],
         results: dict[str, Tensor],
-        module: nn.Module | None = None,
+        modules: Sequence[nn.Module] = (),
     ) -> Row:
         contenders.pop(EXACT, None)
         row: Row = {"host": host.name, "operation": op, "dtype": _name(problem.dtype)}
@@ -95,7 +96,7 @@ class Race:
         row["ms"] = interleaved(contenders, self.rounds, warmup=2, settle=True)
         row["peak_extra_mib"] = {}
         for name, call in contenders.items() if self.memory else ():
-            if module is not None:
+            for module in modules:
                 module.zero_grad(set_to_none=True)  # gradients count
             row["peak_extra_mib"][name] = peak_extra_mib(call)
         return row

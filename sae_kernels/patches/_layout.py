@@ -8,6 +8,7 @@ not.
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -30,14 +31,24 @@ class Place(NamedTuple):
 
 
 def lay(places: Sequence[Place]) -> Callable[[], None]:
-    """Put weights there, all of them or, where somebody else may look at the same memory, none; → what puts them back
-    as they were."""
-    if not all(_own(place.weight) for place in places) or _tied(places):
+    """Put weights there, all of them or, where somebody else may look at the same memory, none; → what puts those back
+    that may be moved still, and have the shape they had."""
+    if not _movable(places):
         return lambda: None
     _watch_optimizers()
-    before = [place._replace(strides=place.weight.stride()) for place in places]
+    before = [(weakref.ref(p.module), p.name, p.weight.shape, p.weight.stride()) for p in places]
     _move(places)
-    return lambda: _move(before)
+
+    def lay_back() -> None:
+        back = [
+            Place(there, name, strides)
+            for module, name, shape, strides in before
+            if (there := module()) is not None and getattr(there, name).shape == shape
+        ]
+        if _movable(back):
+            _move(back)
+
+    return lay_back
 
 
 def _move(places: Sequence[Place]) -> None:
@@ -45,7 +56,8 @@ def _move(places: Sequence[Place]) -> None:
     for place in places:
         for tensor in (place.weight, place.weight.grad):
             if tensor is not None and tensor.stride() != place.strides:
-                tensor.data = _laid(tensor.data, place.strides)
+                with torch.inference_mode(tensor.is_inference()):  # what is made in that mode would stay so
+                    tensor.data = _laid(tensor.data, place.strides)
 
 
 def _laid(tensor: Tensor, strides: tuple[int, ...]) -> Tensor:
@@ -60,17 +72,31 @@ def _watch_optimizers() -> None:
 
 
 def _follow(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-    """What a fused optimiser remembers of a weight lies in memory as the weight does."""
+    """A fused optimiser's gradients, and what it remembers, lie in memory as the weights do."""
     for group in optimizer.param_groups:
         for weight in group["params"] if group.get("fused") else ():
+            if weight.dim() != 2 or not (weight.is_contiguous() or weight.mT.is_contiguous()):
+                continue
+            if weight.grad is not None and _lies_otherwise(weight.grad, weight):
+                weight.grad = _laid(weight.grad, weight.stride())
             state = optimizer.state.get(weight, {})
             for name, value in state.items():
-                if isinstance(value, Tensor) and value.shape == weight.shape and value.stride() != weight.stride():
+                if isinstance(value, Tensor) and _lies_otherwise(value, weight):
                     state[name] = _laid(value, weight.stride())
 
 
+def _lies_otherwise(tensor: Tensor, weight: Tensor) -> bool:
+    strided = tensor.layout is torch.strided
+    return strided and tensor.shape == weight.shape and tensor.stride() != weight.stride()
+
+
+def _movable(places: Sequence[Place]) -> bool:
+    return all(_own(place.weight) for place in places) and not _tied(places)
+
+
 def _own(weight: Tensor) -> bool:
-    """Nothing else lies in its memory, and no other process looks: it may be moved."""
+    """No other weight lies in its memory, and no other process looks: it may be moved. (Whoever holds its `.data` keeps
+    what it was.)"""
     whole = type(weight) is nn.Parameter and weight.untyped_storage().nbytes() == weight.numel() * weight.itemsize
     return whole and not (weight.is_cpu and weight.is_shared())
 

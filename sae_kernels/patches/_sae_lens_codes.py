@@ -85,7 +85,8 @@ def as_acts(self: Any, codes: SparseCodes) -> SparseCodes:
 
 
 def rows(self: Any) -> Tensor:
-    """W_enc as (d_sae, d_in): for a pass with gradients, which reads rows again, a copy; else a view."""
+    """W_enc as (d_sae, d_in): a view where it lies by latents, or a pass has no gradients; one that has them reads rows
+    again, and takes a copy."""
     return self.W_enc.mT.contiguous() if torch.is_grad_enabled() else self.W_enc.mT
 
 

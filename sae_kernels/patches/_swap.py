@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copyreg
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -31,8 +32,10 @@ def swap(module: Any, methods: Mapping[str, Method]) -> Callable[[], None]:
         }
         _made[key] = type(host.__name__, (host,), body)
     module.__class__ = _made[key]
+    instance = weakref.ref(module)  # what undoes a patch keeps no module alive
 
     def undo() -> None:
+        module = instance()
         if type(module) is _made[key]:  # somebody who swapped it again has the last word
             module.__class__ = host
 

@@ -84,7 +84,8 @@ def apply(module: Any) -> Callable[[], None]:
     its coder."""
     name = class_name(module).removeprefix(MODULE)
     if name in CODERS:
-        return _undo(swap(module, _METHODS[name]), _lay_by_rows(module))
+        lay_back = _lay_by_rows(module)
+        return _undo(swap(module, _METHODS[name]), lay_back)
     from .patch import patch
 
     own = host(module.ae) is type(module.ae)  # not patched by somebody else

@@ -7,6 +7,7 @@ passes never make them, unless their result holds them. Wherever somebody listen
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -75,7 +76,8 @@ def why_not(module: nn.Module) -> str | None:
 
 def apply(module: nn.Module) -> Callable[[], None]:
     """Replace encode, decode, forward, and the training pass where there is one; lay W_enc by latents."""
-    restore, lay_back = swap(module, _METHODS[class_name(module).removeprefix(MODULE)]), _lay_by_rows(module)
+    lay_back = _lay_by_rows(module)
+    restore = swap(module, _METHODS[class_name(module).removeprefix(MODULE)])
 
     def undo() -> None:
         restore()
@@ -107,8 +109,23 @@ def _saving(name: str) -> Callable[..., None]:
     return process
 
 
+def _deep_copy(self: Any, memo: dict[int, Any]) -> Any:
+    """One of the host's class, as `swap` has it, and as the host lays it."""
+    patched = type(self)
+    self.__class__ = host(self)
+    try:
+        other = copy.deepcopy(self, memo)
+    finally:
+        self.__class__ = patched
+    if other.W_enc is not self.W_enc:  # `memo` may say that both have the same weights
+        with torch.inference_mode(other.W_enc.is_inference()):
+            other.W_enc.data = other.W_enc.data.contiguous()
+    return other
+
+
 _MEMORY: dict[str, Callable[..., Any]] = {
     "load_state_dict": _load_state_dict,
+    "__deepcopy__": _deep_copy,
     "process_state_dict_for_saving": _saving("process_state_dict_for_saving"),
 }
 _MEMORY_IN_TRAINING = {

@@ -227,9 +227,7 @@ sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-k", CHOSEN, *sys.a
 @pytest.mark.parametrize("isa", _cpu.isas())
 def test_these_tests_pass_in_every_isa(isa: str) -> None:
     """In a process of its own: the instruction set is chosen once."""
-    files = [
-        Path(__file__).with_name(f"test_{name}.py") for name in ("cpu_few_tokens", "cpu_few_tokens_kept", "ops_linear")
-    ]
+    files = [Path(__file__).with_name(f"test_{name}.py") for name in FILES]
     run = subprocess.run(
         [sys.executable, "-P", "-c", PINNED, *map(str, files)],
         env={**os.environ, "SAE_KERNELS_ISA": isa},

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,13 @@ def test_files_are_the_hosts(kind: str, tmp_path: Path) -> None:
         for their_file, my_file in zip(theirs, ours, strict=True):
             assert Path(my_file).read_bytes() == Path(their_file).read_bytes()
     assert mine.W_enc.stride() == (1, D)
+    twin, twins = copy.deepcopy((mine, list(mine.parameters())))
+    assert strides(twin) == strides(plain)
+    assert all(one is other for one, other in zip(twin.parameters(), twins, strict=True))
+    twin.save_model(tmp_path / "twin")
+    shares = copy.deepcopy(mine, {id(parameter): parameter for parameter in mine.parameters()})
+    assert shares.W_enc is mine.W_enc
+    assert mine.W_enc.stride() == (1, D)
     again = type(plain).load_from_disk(tmp_path / "save_model patched")
     torch.testing.assert_close(again(data().float()), plain(data().float()))
 
@@ -75,6 +84,42 @@ def test_what_is_loaded_lies_the_same_way(kind: str, assign: bool, tmp_path: Pat
     handle.undo()
     assert sae.W_enc.stride() == (M, 1)
     torch.testing.assert_close(sae(data().float()), other(data().float()))
+
+
+def test_a_weight_of_another_shape_is_not_put_back() -> None:
+    sae = made("standard")
+    handle = sk.patch(sae)
+    wider = torch.randn(D, M + 5, dtype=torch.float64)
+    sae.W_enc = nn.Parameter(wider.clone())
+    handle.undo()
+    assert torch.equal(sae.W_enc, wider)
+
+
+def test_a_weight_that_was_shared_since_stays_where_it_is() -> None:
+    sae = made("standard")
+    handle = sk.patch(sae)
+    sae.W_dec.data = sae.W_enc.data.mT
+    at = sae.W_enc.data_ptr()
+    handle.undo()
+    assert sae.W_enc.data_ptr() == sae.W_dec.data_ptr() == at
+
+
+def test_inference_mode_leaves_weights_that_can_be_trained() -> None:
+    sae = made("topk")
+    with torch.inference_mode(), sk.patch(sae):
+        sae(data())
+    assert not sae.W_enc.is_inference()
+    sae(data().requires_grad_()).sum().backward()
+
+
+def test_a_patched_sae_can_be_freed() -> None:
+    sae = made("train topk")
+    kept = weakref.ref(sae)
+    handle = sk.patch(sae)
+    del sae
+    gc.collect()
+    assert kept() is None
+    handle.undo()
 
 
 @pytest.mark.parametrize("how", ["tied", "a view", "shared memory"])
