@@ -22,7 +22,7 @@ class Place(NamedTuple):
 
     module: nn.Module
     name: str
-    strides: tuple[int, int]
+    strides: tuple[int, ...]
 
     @property
     def weight(self) -> nn.Parameter:
