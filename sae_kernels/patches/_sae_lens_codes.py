@@ -92,8 +92,10 @@ def rows(self: Any) -> Tensor:
 
 def _scaled(self: Any) -> tuple[Tensor, Tensor, Tensor]:
     """‖W_dec_i‖, and the rows of W_enc and b_enc times it."""
-    norms = self.W_dec.norm(dim=-1)
-    W = self.W_enc.mT.clone(memory_format=torch.contiguous_format)  # transposed first: a product of both would crawl
+    norms, W = self.W_dec.norm(dim=-1), self.W_enc.mT
+    if W.is_contiguous():
+        return norms, W * norms[:, None], self.b_enc * norms
+    W = W.clone(memory_format=torch.contiguous_format)  # transposed first: a product of both would crawl
     return norms, W.mul_(norms[:, None]), self.b_enc * norms
 
 
