@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Sequence
 from typing import Any, overload
 
@@ -156,12 +155,22 @@ def _normal(selection: Any, W_enc: Tensor) -> Selection:
 
 # No mask, and thresholds for all latents, on the CPU: making one takes longer than a small product. Nobody writes them.
 _EVERYONE = torch.empty(0, dtype=torch.bool)
+MOST_THRESHOLDS = 64
 
 
-@functools.lru_cache(maxsize=64)
+_thresholds: dict[float, Tensor] = {}
+
+
 def _for_all(theta: float) -> Tensor:
-    with torch.inference_mode(False):
-        return torch.full((), theta, dtype=torch.float32, device="cpu")
+    made = _thresholds.get(theta)
+    if made is None:
+        with torch.inference_mode(False):
+            made = torch.full((), theta, dtype=torch.float32, device="cpu")
+        if type(made) is Tensor:  # not what a mode made of it, such as a fake tensor
+            if len(_thresholds) >= MOST_THRESHOLDS:
+                _thresholds.clear()
+            _thresholds[theta] = made
+    return made
 
 
 def _plain(x: Tensor) -> bool:

@@ -11,7 +11,9 @@ import torch
 from support.compare import assert_same
 from torch import Tensor
 from torch._subclasses import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import DynamicOutputShapeException
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -165,6 +167,16 @@ def test_fake_tensors_stay_fake() -> None:
     for found in (both(*fakes), both(*(each.to("meta") for each in arguments()))):
         assert isinstance(found, FakeTensor) or found.is_meta
         assert found.shape == (SIZE.n, SIZE.d)
+
+
+def test_a_mode_leaves_nothing_behind() -> None:
+    """Thresholds are kept from call to call; not those that a mode made fake."""
+    x, W, b, _ = arguments()
+    theta = sk.Threshold(0.2718)
+    with FakeTensorMode(allow_non_fake_inputs=True), pytest.raises(DynamicOutputShapeException):
+        sk.encode(x, W, b, theta)
+    z = F.linear(x, W, b)
+    torch.testing.assert_close(sk.encode(x, W, b, theta).dense(), torch.where(z > 0.2718, z, 0))
 
 
 def test_transforms_see_them(passed: list[str]) -> None:
