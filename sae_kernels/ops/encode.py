@@ -156,8 +156,6 @@ def _normal(selection: Any, W_enc: Tensor) -> Selection:
 # No mask, and thresholds for all latents, on the CPU: making one takes longer than a small product. Nobody writes them.
 _EVERYONE = torch.empty(0, dtype=torch.bool)
 MOST_THRESHOLDS = 64
-
-
 _thresholds: dict[float, Tensor] = {}
 
 

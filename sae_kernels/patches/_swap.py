@@ -42,6 +42,16 @@ def swap(module: Any, methods: Mapping[str, Method]) -> Callable[[], None]:
     return undo
 
 
+def in_turn(*steps: Callable[[], None]) -> Callable[[], None]:
+    """What undoes a patch of several parts."""
+
+    def undo() -> None:
+        for step in steps:
+            step()
+
+    return undo
+
+
 def host(module: Any) -> type:
     """The class that a patched module had; its own where it is not patched."""
     return getattr(type(module), "_sae_kernels_host", type(module))

@@ -23,7 +23,7 @@ from . import _dictionary_learning_codes as kinds
 from . import _dictionary_learning_training as training
 from ._acts import codes_of, dense_acts
 from ._layout import Place, lay
-from ._swap import host, swap
+from ._swap import host, in_turn, swap
 from ._versions import class_name, outside
 
 FEW = 128
@@ -85,21 +85,13 @@ def apply(module: Any) -> Callable[[], None]:
     name = class_name(module).removeprefix(MODULE)
     if name in CODERS:
         lay_back = _lay_by_rows(module)
-        return _undo(swap(module, _METHODS[name]), lay_back)
+        return in_turn(swap(module, _METHODS[name]), lay_back)
     from .patch import patch
 
     own = host(module.ae) is type(module.ae)  # not patched by somebody else
     handle = patch(module.ae)
     restore = swap(module, {"loss": _LOSSES[name]})
-    return _undo(restore, handle.undo) if own else restore
-
-
-def _undo(*steps: Callable[[], None]) -> Callable[[], None]:
-    def undo() -> None:
-        for step in steps:
-            step()
-
-    return undo
+    return in_turn(restore, handle.undo) if own else restore
 
 
 def _lay_by_rows(coder: Any) -> Callable[[], None]:

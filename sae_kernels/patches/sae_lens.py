@@ -22,7 +22,7 @@ from ._acts import codes_of, dense_acts
 from ._layout import Place, lay
 from ._remembered import decode_remembered
 from ._sae_lens_training import batch_topk_pass, matryoshka_pass, topk_pass
-from ._swap import host, swap
+from ._swap import host, in_turn, swap
 from ._versions import class_name, outside
 
 Codes = Callable[[Any, Tensor], SparseCodes]
@@ -77,13 +77,7 @@ def why_not(module: nn.Module) -> str | None:
 def apply(module: nn.Module) -> Callable[[], None]:
     """Replace encode, decode, forward, and the training pass where there is one; lay W_enc by latents."""
     lay_back = _lay_by_rows(module)
-    restore = swap(module, _METHODS[class_name(module).removeprefix(MODULE)])
-
-    def undo() -> None:
-        restore()
-        lay_back()
-
-    return undo
+    return in_turn(swap(module, _METHODS[class_name(module).removeprefix(MODULE)]), lay_back)
 
 
 def _lay_by_rows(module: Any) -> Callable[[], None]:
