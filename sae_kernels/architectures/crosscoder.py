@@ -13,7 +13,7 @@ from ..ops import Threshold, encode
 from ._affine import Affine, fold_decoder, fold_encoder, rescale_latents
 from ._base import CoderConfig
 from ._by_tokens import ByTokens, Encoder, Parts, Terms
-from ._centre import centre_pre_acts
+from ._density import DensityConfig, bias_of_density
 from ._full import Full, relu_
 from ._layers import LayersConfig, norms_by_layer
 from ._penalty import Penalised
@@ -24,8 +24,8 @@ INITIAL_NORM = 0.1  # of each layer's part of a row of W_dec
 
 
 @dataclass(frozen=True)
-class CrosscoderConfig(LayersConfig):
-    """As `LayersConfig`."""
+class CrosscoderConfig(DensityConfig, LayersConfig):
+    """As `LayersConfig` and `DensityConfig`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -44,7 +44,7 @@ class Crosscoder(ByTokens, Penalised):
     models; a latent whose relative norm of one of them is near 0 is a latent of the other alone.
 
     At the start: each d_i^l points in a random direction with norm 0.1, W_enc = W_decᵀ (the same rows), and b_enc such
-    that pre-acts are W_enc (x − b_dec). Half of all latents are active then: see `ReLUCoder` for what such codes take.
+    that each latent is active on a share `initial_density` of the first batch (see `bias_of_density`).
 
     A crosscoder with another activation needs no architecture of its own: `topk` and `batch_topk`, trained on several
     hook points, are the TopK and BatchTopK crosscoders (arXiv 2504.02922 has the latter), rows of W_dec having norm 1
@@ -76,7 +76,7 @@ class Crosscoder(ByTokens, Penalised):
     def initialise(self, x: Tensor, target: Tensor) -> None:
         """b_dec, and b_enc to match."""
         super().initialise(x, target)
-        centre_pre_acts(self.W_enc, self.b_enc, self.b_dec)
+        self.b_enc.copy_(bias_of_density(x, self.W_enc, self.config.initial_density))
 
     def encode(self, x: Tensor) -> SparseCodes:
         """x (…, L·d) → ragged codes, all of them positive."""

@@ -15,7 +15,7 @@ from ..ops import Threshold, decode, encode
 from ._affine import Affine, fold_autoencoder, fold_decoder, fold_encoder, rescale_latents
 from ._base import CoderConfig
 from ._by_tokens import ByTokens, Encoder, Parts, Terms
-from ._centre import centre_pre_acts
+from ._density import DensityConfig, bias_of_density
 from ._full import Full, where_positive_
 from ._penalty import Penalised, PenaltyConfig
 from ._rows import unit_rows
@@ -26,7 +26,7 @@ INITIAL_NORM = 0.1  # of the rows of W_enc
 
 
 @dataclass(frozen=True)
-class GatedConfig(PenaltyConfig):
+class GatedConfig(DensityConfig, PenaltyConfig):
     """`normalize_decoder` keeps the rows of W_dec at norm 1, as the paper has it; without, the penalty counts each
     gate with ‖d_i‖. `subtract_b_dec`: the encoder reads x − b_dec. `freeze_auxiliary`: the auxiliary term decodes with
     copies of W_dec and b_dec that get no gradient, as the paper has it; without, it trains both, as in SAELens."""
@@ -58,12 +58,12 @@ class GatedCoder(ByTokens, Penalised):
     free; and the third, if it is not frozen). As in the paper's code it is the decoder that is frozen: b_dec still
     gets their gradient from where W_enc reads x − b_dec.
 
-    At the start: unit rows in random directions in W_dec, the same at norm 0.1 in W_enc; r_mag, b_mag, b_gate = 0. Half
-    of all latents are active then: with both at norm 1 their sum is d_sae / 2 d_in times as long as x.
+    At the start: unit rows in random directions in W_dec, the same at norm 0.1 in W_enc; r_mag = 0, and b_gate = b_mag
+    such that each gate is open on a share `initial_density` of the first batch (see `bias_of_density`).
 
     Memory: 8 bytes for each latent whose gate is open and 4 more for π; at the peak of a step, in the backward, about
-    36. At the start half of the gates are open: such a batch goes through in chunks, in GEMMs where these are faster
-    (see `ByTokens`), six matrices of a chunk at a time.
+    36. Where many gates are open, the batch goes through in chunks, in GEMMs where these are faster (see `ByTokens`),
+    six matrices of a chunk at a time.
 
     Source: arXiv 2404.16014.
     """
@@ -91,11 +91,10 @@ class GatedCoder(ByTokens, Penalised):
 
     @torch.no_grad()
     def initialise(self, x: Tensor, target: Tensor) -> None:
-        """b_dec, and where it is not subtracted the biases to match."""
+        """b_dec, and the biases to match."""
         super().initialise(x, target)
-        if not self.config.subtract_b_dec:
-            centre_pre_acts(self.W_enc, self.b_gate, self.b_dec)
-            centre_pre_acts(self.W_enc, self.b_mag, self.b_dec)
+        self.b_gate.copy_(bias_of_density(x, self.W_enc, self.config.initial_density, self._minus()))
+        self.b_mag.copy_(self.b_gate)
 
     def encode(self, x: Tensor) -> SparseCodes:
         """x (…, d_in) → ragged codes of the open gates; where the magnitude is 0 the slot is empty."""

@@ -13,7 +13,7 @@ from ..ops import Threshold, encode
 from ._affine import Affine, fold_autoencoder, fold_decoder, fold_encoder, rescale_latents
 from ._base import CoderConfig
 from ._by_tokens import ByTokens, Encoder, Parts, Terms
-from ._centre import centre_pre_acts
+from ._density import DensityConfig, bias_of_density
 from ._full import Full, relu_
 from ._penalty import Penalised, PenaltyConfig
 from ._rows import unit_rows
@@ -24,7 +24,7 @@ INITIAL_NORM = 0.1  # of the rows of W_enc, and of W_dec where they are free
 
 
 @dataclass(frozen=True)
-class ReLUConfig(PenaltyConfig):
+class ReLUConfig(DensityConfig, PenaltyConfig):
     """`variant`: "april_2024" (free decoder norms, which the penalty counts in) or "2023" (unit norms, pre-bias).
     `subtract_b_dec`: the encoder reads x − b_dec; None becomes what the variant does."""
 
@@ -48,13 +48,12 @@ class ReLUCoder(ByTokens, Penalised):
     Terms: `mse` (‖x − x̂‖²), `l1` (Σ f_i ‖d_i‖, without λ).
 
     At the start: rows of W_dec point in random directions with norm 0.1 ("2023": 1, and they are kept there, with the
-    parallel part of the gradient removed), those of W_enc in the same with norm 0.1 (with 1, what half of all latents
-    sum to would be d_sae / 2 d_in times as long as x), and b_enc is such that pre-acts are W_enc (x − b_dec): 0 in the
-    source, where b_dec starts at 0.
+    parallel part of the gradient removed), those of W_enc in the same with norm 0.1, and b_enc is such that each latent
+    is active on a share `initial_density` of the first batch (see `bias_of_density`).
 
     Memory: an active latent of a token takes 8 bytes (value and index), 6 in 16 bits; at the peak of a step, in the
-    backward, about 33. At the start half of all latents are active: such a batch goes through in chunks, in GEMMs
-    where these are faster (see `ByTokens`), two matrices of a chunk at a time.
+    backward, about 33. Where many are active, the batch goes through in chunks, in GEMMs where these are faster (see
+    `ByTokens`), two matrices of a chunk at a time.
 
     Source: Anthropic, Circuits Updates April 2024, "Update on how we train SAEs"; Bricken et al., Towards
     Monosemanticity (2023).
@@ -85,8 +84,7 @@ class ReLUCoder(ByTokens, Penalised):
     def initialise(self, x: Tensor, target: Tensor) -> None:
         """b_dec, and b_enc to match."""
         super().initialise(x, target)
-        if not self.config.subtract_b_dec:
-            centre_pre_acts(self.W_enc, self.b_enc, self.b_dec)
+        self.b_enc.copy_(bias_of_density(x, self.W_enc, self.config.initial_density, self._minus()))
 
     @torch.no_grad()
     def resample(self, latents: Tensor, x: Tensor, target: Tensor, *, living: Tensor) -> None:

@@ -14,7 +14,7 @@ from ..ops import Threshold, encode
 from ._affine import Affine, fold_decoder, fold_encoder, fold_subtracting, rescale_latents
 from ._base import CoderConfig, Loss
 from ._by_tokens import ByTokens, Encoder, Parts, Terms
-from ._centre import centre, centre_pre_acts
+from ._density import INITIAL, bias_of_density, require_share
 from ._full import Full, relu_
 from ._penalty import ramp
 from ._rows import unit_rows
@@ -31,7 +31,8 @@ class TranscoderConfig(TopKConfig):
     """As `TopKConfig`; `d_target` is the width of the target (None: d_in), `skip` adds W_skip x.
 
     `activation` "topk" needs `k`. "relu" has no k and no AuxK, but `sparsity_coefficient`, λ, which rises linearly from
-    0 over the first `sparsity_warmup_steps` steps. `normalize_decoder` None: true with "relu", false with "topk".
+    0 over the first `sparsity_warmup_steps` steps, and `initial_density`, the share of tokens on which each latent
+    starts out active (None: 0.05). `normalize_decoder` None: true with "relu", false with "topk".
 
     `subtract_b_dec` makes it an autoencoder that may have a skip: the encoder reads x − b_dec.
     """
@@ -44,12 +45,15 @@ class TranscoderConfig(TopKConfig):
     activation: Literal["topk", "relu"] = field(default="topk", kw_only=True)
     sparsity_coefficient: float | None = field(default=None, kw_only=True)
     sparsity_warmup_steps: int = field(default=0, kw_only=True)
+    initial_density: float | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         self.require_choice("activation", ACTIVATIONS)
         relu = self.activation == "relu"
         if self.normalize_decoder is None:
             object.__setattr__(self, "normalize_decoder", relu)
+        if relu and self.initial_density is None:
+            object.__setattr__(self, "initial_density", INITIAL)
         super().__post_init__()
         self.require_bool("skip")
         self.require_count("sparsity_warmup_steps")
@@ -61,9 +65,11 @@ class TranscoderConfig(TopKConfig):
             for name, unset in OF_TOPK.items():
                 self._require_unset(name, unset)
             self.require_not_negative("sparsity_coefficient")
+            require_share(self.initial_density)
         else:
             self._require_unset("sparsity_coefficient", None)
             self._require_unset("sparsity_warmup_steps", 0)
+            self._require_unset("initial_density", None)
 
     def require_k(self, name: str = "k") -> None:
         """As in every configuration with a k, where there is one."""
@@ -90,9 +96,8 @@ class Transcoder(ByTokens, TopKCoder):
     `mse` and `l1` (without λ). λ is `sparsity_coefficient`, and means the same only for targets of one scale. ‖f‖₁
     means something only beside decoder rows whose norm is fixed: they start at norm 1 in random directions (not at 0,
     from where the first step would throw them to norm 1) and are kept there, unless `normalize_decoder` says no.
-    Rows of W_enc start at norm 0.1, so that all latents together say little yet, and b_enc such that pre-acts are
-    W_enc (x − x̄), x̄ being what `b_dec_init` says, of the inputs. Half of all latents are active then: see `ReLUCoder`
-    for what such codes take.
+    Rows of W_enc start at norm 0.1, so that all latents together say little yet, and b_enc such that each latent is
+    active on a share `initial_density` of the first batch (see `bias_of_density`).
 
     Source: transcoders arXiv 2406.11944, skip transcoders arXiv 2501.18823.
     """
@@ -114,8 +119,8 @@ class Transcoder(ByTokens, TopKCoder):
         return torch.zeros(shape) if self.config.activation == "topk" else unit_rows(torch.randn(shape))
 
     def _centre_encoder(self, x: Tensor) -> None:
-        if self.config.activation == "relu" and not self.config.subtract_b_dec:
-            centre_pre_acts(self.W_enc, self.b_enc, centre(x, self.config.b_dec_init))
+        if self.config.initial_density is not None:
+            self.b_enc.copy_(bias_of_density(x, self.W_enc, self.config.initial_density, self._minus()))
 
     def encoder_input(self, x: Tensor) -> Tensor:
         """x itself: b_dec lives in the target's space; x − b_dec with `subtract_b_dec`."""

@@ -23,17 +23,18 @@ from sae_kernels.kernels import _pre_acts
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+HALF = {"initial_density": 0.5}
 CODERS = {
-    "relu": ("relu", {}),
-    "relu-2023": ("relu", {"variant": "2023"}),
-    "gated": ("gated", {}),
-    "gated-shared": ("gated", {"freeze_auxiliary": False}),
+    "relu": ("relu", HALF),
+    "relu-2023": ("relu", {"variant": "2023", **HALF}),
+    "gated": ("gated", HALF),
+    "gated-shared": ("gated", {"freeze_auxiliary": False, **HALF}),
     "jumprelu": ("jumprelu", {"threshold_init": 0.06}),
     "jumprelu-quadratic": ("jumprelu", {"threshold_init": 0.06, "sparsity_loss": "quadratic", "l0_target": 9}),
-    "transcoder": ("transcoder", {"activation": "relu"}),
-    "skip_transcoder": ("skip_transcoder", {"activation": "relu"}),
+    "transcoder": ("transcoder", {"activation": "relu", **HALF}),
+    "skip_transcoder": ("skip_transcoder", {"activation": "relu", **HALF}),
     "jumprelu_transcoder": ("jumprelu_transcoder", {"threshold_init": 0.06}),
-    "crosscoder": ("crosscoder", {"n_layers": 2}),
+    "crosscoder": ("crosscoder", {"n_layers": 2, **HALF}),
 }
 ONLY_SPARSE = {"clt": ("clt", {"n_layers": 2, "threshold_init": 0.06})}
 kinds = pytest.mark.parametrize("kind", CODERS)
@@ -41,7 +42,7 @@ both = pytest.mark.parametrize("full", [False, True], ids=["sparse", "GEMMs"])
 
 
 def half_full(kind: str, n: int = 64, d: int = 8, m: int = 96) -> tuple[sk.SparseCoder, Tensor]:
-    """As training begins."""
+    """As training of the last ones begins; the others have biases for as much."""
     name, config = (CODERS | ONLY_SPARSE)[kind]
     coder = sk.create(name, d_in=d, d_sae=m, sparsity_coefficient=0.1, seed=0, **config)
     x = cases.normal(n, d)

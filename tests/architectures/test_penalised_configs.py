@@ -44,6 +44,8 @@ REFUSED = {
         "pre_act_coefficient = '1', expected a number >= 0",
     ),
     "misspelt": ("jumprelu", {"bandwith": 0.1}, "unknown key of JumpReLUConfig 'bandwith': did you mean 'bandwidth'"),
+    "density": ("relu", {"initial_density": 1}, "initial_density = 1, expected a number between 0 and 1"),
+    "density of gates": ("gated", {"initial_density": "5%"}, "initial_density = '5%', expected a number between"),
     "k": ("relu", {"k": 3}, "unknown key of ReLUConfig 'k'"),
 }
 
@@ -83,9 +85,11 @@ def test_initial_weights_and_norms(name: str, config: dict, encoder: float, norm
     assert_close(coder.W_dec.detach().norm(dim=1), torch.full((M,), norm, dtype=torch.float64))
     x = cases.normal(300, D) + 3
     coder.initialise(x, x)
-    pre_acts = (x - x.mean(0)) @ coder.W_enc.T  # of the input without its mean, whichever bias takes it off
-    bias = getattr(coder, "b_enc", torch.zeros(M))
-    torch.testing.assert_close(coder.encoder_input(x) @ coder.W_enc.T + bias, pre_acts, rtol=1e-4, atol=1e-5)
+    if name == "jumprelu":
+        pre_acts = (x - x.mean(0)) @ coder.W_enc.T  # of the input without its mean, whichever bias takes it off
+        torch.testing.assert_close(coder.encoder_input(x) @ coder.W_enc.T + coder.b_enc, pre_acts, rtol=1e-4, atol=1e-5)
+    else:
+        assert (coder.encode(x).dense() > 0).sum(0).tolist() == [15] * M  # 5 % of 300 tokens
     coder.loss(x).total.backward()
     coder.before_step()
     with torch.no_grad():

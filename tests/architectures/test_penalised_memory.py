@@ -13,11 +13,12 @@ from sae_kernels.kernels import _pre_acts
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+HALF = {"initial_density": 0.5}
 CODERS = {
-    "relu": ("relu", {}),
-    "relu-2023": ("relu", {"variant": "2023"}),
-    "gated": ("gated", {}),
-    "gated-free": ("gated", {"normalize_decoder": False}),
+    "relu": ("relu", HALF),
+    "relu-2023": ("relu", {"variant": "2023", **HALF}),
+    "gated": ("gated", HALF),
+    "gated-free": ("gated", {"normalize_decoder": False, **HALF}),
     "jumprelu": ("jumprelu", {"bandwidth": 0.02, "threshold_init": 0.06}),
     "jumprelu-quadratic": ("jumprelu", {"sparsity_loss": "quadratic", "l0_target": 9}),
     "jumprelu-tanh": ("jumprelu", {"sparsity_loss": "tanh"}),
@@ -25,7 +26,7 @@ CODERS = {
 
 
 def fresh(kind: str, bias: float = 0.0) -> tuple[sk.SparseCoder, torch.Tensor]:
-    """As training begins: half of the latents are active, and every pair is in the window of `jumprelu-tanh`. With a
+    """Half of the latents are active, as at the most, and every pair is in the window of `jumprelu-tanh`. With a
     `bias`, in units of the pre-acts' spread, fewer are."""
     name, config = CODERS[kind]
     coder = sk.create(name, d_in=D, d_sae=M, sparsity_coefficient=0.1, sparsity_warmup_steps=2, seed=0, **config)

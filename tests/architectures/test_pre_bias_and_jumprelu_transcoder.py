@@ -74,8 +74,10 @@ def test_folding_and_starting(name: str, given: bool) -> None:
     started = sk.create(name.split("-")[0], d_in=D, d_sae=M, seed=0, **{**PRE_BIAS[name][0], "subtract_b_dec": given})
     raw = (5 + cases.normal(N, D, seed=10)).float()
     started.initialise(raw, raw)
-    if name != "transcoder":  # both read the mean as 0
-        bias = started.b_gate if name == "gated" else started.b_enc
+    if name.split("-")[0] in ("relu", "gated"):
+        assert (started.encode(raw).dense() > 0).sum(0).tolist() == [round(0.05 * N)] * M
+    elif name != "transcoder":  # both read the mean as 0
+        bias = started.b_enc
         pre_acts = started.encoder_input(raw.mean(0)) @ started.W_enc.T + bias
         assert float(pre_acts.detach().abs().max()) < 1e-4
 
