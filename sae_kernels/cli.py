@@ -70,6 +70,7 @@ def _warn_in_one_line(message: Warning | str, *_: object) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 on success, 1 on an error of this package, 2 on wrong usage, 130 when interrupted."""
+    settings.ask_for_huge_pages()
     args = parser().parse_args(argv)
     if args.command != "plugins":
         for name in plugins().failed():

@@ -32,7 +32,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from sae_kernels.errors import SaeKernelsError
     from sae_kernels.patches.auto import enable
+    from sae_kernels.settings import ask_for_huge_pages
 
+    ask_for_huge_pages()
     try:
         enable([name for name in args.only.split(",") if name] or None)
     except SaeKernelsError as error:

@@ -95,6 +95,13 @@ def cache_dir() -> Path:
     return Path(base) / "sae_kernels"
 
 
+def ask_for_huge_pages() -> None:
+    """Let torch ask Linux for pages of 2 MiB for its tensors on a CPU, unless the environment says otherwise: for a
+    program to call before the first tensor. Memory is read ahead only within a page, and each fresh one costs a fault.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+
 def chosen_backend() -> str:
     """The backend in force: innermost `use()`, else the environment, else "" (choose by priority)."""
     return _backend.get() or read("SAE_KERNELS_BACKEND")

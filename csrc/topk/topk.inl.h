@@ -93,6 +93,15 @@ inline int64_t topk_workspace(int64_t m, int64_t k) {
 // Stores wait long for a line while a row streams in from memory: maxima ask for theirs a line ahead.
 constexpr int64_t kAheadUnits = 4;
 
+// Hardware reads ahead within a page and starts anew in the next: while `bytes` from p on are read, their share of the
+// next page's first kOpening lines is asked for.
+constexpr uintptr_t kPage = 4096, kLine = 64, kOpening = 8;
+inline void open_next_page(const void* p, int64_t bytes) {
+  const uintptr_t at = uintptr_t(p), next = at / kPage * kPage + kPage, share = kPage / kOpening;
+  for (uintptr_t line = at % kPage / share, end = (at % kPage + uintptr_t(bytes)) / share; line < end; ++line)
+    __builtin_prefetch(reinterpret_cast<const char*>(next + line * kLine), 0, 2);
+}
+
 // The maxima of units, and folded, as loose keys.
 template <class Order>
 inline void find_maxima(const typename Order::L* row, const Cut& cut, typename Order::L* of_units,
@@ -104,6 +113,7 @@ inline void find_maxima(const typename Order::L* row, const Cut& cut, typename O
   int64_t fold = 0;
   for (int64_t g = 0; g < cut.units; ++g) {
     const Lane* p = row + g * unit;
+    open_next_page(p, unit * int64_t(sizeof(Lane)));
     V best[4];
     for (int u = 0; u < 4; ++u) best[u] = Order::loose(load_once<V>(p + u * kWide));
     for (int64_t j = 4 * kWide; j < unit; j += 4 * kWide)
