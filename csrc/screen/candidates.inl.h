@@ -80,6 +80,11 @@ struct Candidates {
     count = kept;
   }
 
+  // The k-th greatest upper bound, of more than k.
+  int32_t kth_upper() const {
+    return sel::kth(sel::Keys<int32_t, sel::AsStored>(upper, count), count, k, k).key;
+  }
+
   // Computes those whose lower bound is at least `low` and whose upper bound at least `high`.
   template <class E>
   void compute(const E& exactly, int32_t low, int32_t high) {
@@ -116,7 +121,7 @@ struct Candidates {
   void probe(const E& exactly) {
     thin();
     if (count <= k) return;
-    compute(exactly, Float32::kLeast, sel::kth(sel::Keys<int32_t, sel::AsStored>(upper, count), count, k, k).key);
+    compute(exactly, Float32::kLeast, kth_upper());
     thin();
   }
 

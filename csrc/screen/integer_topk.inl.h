@@ -14,8 +14,8 @@
 //
 // Both and what the grid, the rotation and float arithmetic leave for certain, a multiple of X |w|.
 #pragma once
+#include "screen/by_latent.inl.h"
 #include "screen/integer_tile.inl.h"
-#include "screen/screened_topk.inl.h"
 
 namespace {
 namespace screen {
@@ -275,36 +275,91 @@ sk_status integer_topk_fold(int32_t dtype, int32_t bits, sk_screened_topk s, int
   });
 }
 
+namespace screen {
+namespace integers {
+
+// Writes the k best of a row's candidates.
+template <class T>
+inline void write(const Candidates& c, int64_t r, int32_t relu, void* values, int32_t* indices) {
+  T* value = static_cast<T*>(values) + r * c.k;
+  int32_t* index = indices + r * c.k;
+  for (int64_t j = 0; j < c.count; ++j) value[j] = sel::value_of<T>(c.lower[j], relu != 0);
+  for (int64_t j = c.count; j < c.k; ++j) value[j] = from_float<T>(0.0f);  // fewer candidates than k
+  memcpy(index, c.index, size_t(c.count) * sizeof(int32_t));
+  memset(index + c.count, 0, size_t(c.k - c.count) * sizeof(int32_t));
+}
+
+// `Candidates::finish` of all rows that have not failed, each of its steps latent by latent. False: no memory.
+template <class T>
+inline bool finish_together(const sk_screened_topk& s, const ByLatent<T>& by_latent, int32_t relu, void* values,
+                            int32_t* indices, uint8_t* failed) {
+  const Scratch<int32_t> least(s.n);
+  const Scratch<uint8_t> contradicted(s.n);
+  if (!least.data || !contradicted.data) return false;
+  memset(contradicted.data, 0, size_t(s.n));
+  const auto each = [&](const auto& body) {
+    parallel_runs(s.n, 16, by_latent.threads, [&](int, int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; ++r) {
+        Candidates c = candidates_of(s, r, true);
+        if (!failed[r]) body(r, c);
+      }
+    });
+  };
+  for (int64_t r = 0; r < s.n; ++r) least[r] = INT32_MAX;  // nothing
+  each([&](int64_t r, Candidates& c) {
+    c.thin();
+    s.count[r] = int32_t(c.count);
+    if (c.count > c.k) least[r] = c.kth_upper();
+  });
+  if (!by_latent.compute(least.data, contradicted.data)) return false;
+  each([&](int64_t r, Candidates& c) {
+    c.thin();
+    s.count[r] = int32_t(c.count);
+    least[r] = Float32::kLeast;
+  });
+  if (!by_latent.compute(least.data, contradicted.data)) return false;
+  each([&](int64_t r, Candidates& c) {
+    if (contradicted[r]) {
+      failed[r] = uint8_t(-kContradicted);
+      return;
+    }
+    c.keep_best();
+    write<T>(c, r, relu, values, indices);
+  });
+  return true;
+}
+
+}  // namespace integers
+}  // namespace screen
+
 // As screened_topk_finish. Rows that were given up are not written; failed[r] says which, and by which count, negated.
 sk_status integer_topk_finish(int32_t dtype, sk_screened_topk s, int64_t parts, sk_matrix x, sk_matrix W,
                               const float* bias, int32_t relu, void* values, int32_t* indices, uint8_t* failed,
                               int32_t threads) {
   using namespace screen::integers;
   if (!fits(s, parts, x, W)) return failure(SK_BAD_SIZE);
+  for (int64_t r = 0; r < x.rows; ++r) {
+    failed[r] = 0;
+    for (int64_t p = 0; p < parts; ++p) {
+      const int32_t count = s.count[p * x.rows + r];
+      if (count < 0 && -count > failed[r]) failed[r] = uint8_t(-count);
+    }
+  }
   int32_t full = 0;
   const sk_status status = for_dtype(dtype, [&](auto type) {
     using T = decltype(type);
+    if (parts == 1 && screen::ByLatent<T>::goes(s)) {
+      full = !finish_together<T>(s, {s, x, W, bias, threads}, relu, values, indices, failed);
+      return success();
+    }
     parallel_runs(x.rows, 4, threads, [&](int, int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; ++r) {
-        failed[r] = 0;
-        for (int64_t p = 0; p < parts; ++p) {
-          const int32_t count = s.count[p * x.rows + r];
-          if (count < 0 && -count > failed[r]) failed[r] = uint8_t(-count);
-        }
         if (failed[r]) continue;
         const bool done = with_all<T>(s, parts, r, [&](screen::Candidates c) {
           c.finish(screen::Exactly<T>{row_of<T>(x, r), W, 0, bias});
           __atomic_fetch_add(s.computed, c.computed, __ATOMIC_RELAXED);
-          if (c.contradicted) {
-            failed[r] = uint8_t(-kContradicted);
-            return;
-          }
-          T* value = static_cast<T*>(values) + r * s.k;
-          int32_t* index = indices + r * s.k;
-          for (int64_t j = 0; j < c.count; ++j) value[j] = sel::value_of<T>(c.lower[j], relu != 0);
-          for (int64_t j = c.count; j < s.k; ++j) value[j] = from_float<T>(0.0f);  // fewer candidates than k
-          memcpy(index, c.index, size_t(c.count) * sizeof(int32_t));
-          memset(index + c.count, 0, size_t(s.k - c.count) * sizeof(int32_t));
+          if (c.contradicted) failed[r] = uint8_t(-kContradicted);
+          else write<T>(c, r, relu, values, indices);
         });
         if (!done) __atomic_store_n(&full, 1, __ATOMIC_RELAXED);
       }

@@ -153,6 +153,16 @@ def test_any_number_of_threads_and_any_run_give_the_same(source: str, n: int, th
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
 
+def test_latents_that_share_a_counter(products: str, threads: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left at the end is sorted by latents, with so many counters on all threads together."""
+    monkeypatch.setattr(cpu_int8, "kept", lambda *_: None)
+    problem = normal(40, 24, (1 << 15) + 5)
+    one = select(problem, 30)
+    assert_best(problem, 30, one)
+    with threads(70):
+        assert all(torch.equal(a, b) for a, b in zip(one, select(problem, 30), strict=True))
+
+
 def _intervals(x: Tensor, W: Tensor, widths: float = CERTAIN, products: str = INT8) -> tuple[Tensor, Tensor, Tensor]:
     """Between what each score is said to lie, and the scores, in float64."""
     (n, _), m, bits = x.shape, W.shape[0], integers.BITS[products]

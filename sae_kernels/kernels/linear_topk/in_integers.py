@@ -6,7 +6,8 @@ the data; with others it is so but for a probability. Rows of which bounds leave
 
 Weights that are met again unchanged are read from a copy (M·d bytes, or in 16 bits twice as many, and 20 a latent,
 bounded by SAE_KERNELS_SCREEN_CACHE); others are rounded 8 MiB at a time. Memory beside the copy and the outputs: these,
-16 MiB of tokens as integers, and 36 MiB of candidates (or those of 16 rows, where that is more).
+16 MiB of tokens as integers, and 36 MiB of candidates (or those of 16 rows, where that is more); at the end, instead of
+the first two, 12 MiB of their order and 4 MiB of counters at most.
 """
 
 from __future__ import annotations
@@ -72,6 +73,7 @@ def choose(problem: Problem, products: str, copy: Latents | None, widths: float)
         for latents in _latents(W, copy, bits):
             inputs = (*tokens.args(), *latents, *of_x, *of_W, address(bias), address(among), widths)
             _cpu.call("integer_topk_fold", dtype, bits, *state, *inputs)
+        del tokens  # the end needs memory of its own
         out = (values[row:].data_ptr(), indices[row:].data_ptr(), failed[row:].data_ptr())
         _cpu.call("integer_topk_finish", dtype, *state, *of_x, *of_W, address(bias), relu, *out)
         if 2 * int((failed[row : row + rows] == UNSETTLED).sum()) > part.shape[0]:
