@@ -134,8 +134,8 @@ def _gradients(learner: Learner, backward: Call) -> Tensor:
 
 
 def _errors(what: str, results: dict[str, Tensor], choices: int) -> dict[str, float]:
-    """‖result - right‖ / ‖right‖: right is what the library gives in float32; there, the patched result must be that, but
-    for `TIES` of the latents chosen, which rounding decides where a whole batch is ranked.
+    """‖result - right‖ / ‖right‖: right is what the library gives in float32; there, the patched result must be that,
+    but for `TIES` of the latents chosen: where a whole batch is ranked, some scores are the same.
 
     In a narrower dtype near ties at rank k are decided by rounding, in the library as in the patch: the patched result
     may be off by no more than the plain one, and a half.
