@@ -48,6 +48,7 @@ class Host:
     name: str  # as tables and the chart have it
     distribution: str
     like_ours: bool = True  # its training step and our trainer's do the same work
+    ranks_batches: bool = False  # all tokens' pre-acts together: so many that some at the last rank are the same
 
     @property
     def version(self) -> str:

@@ -87,6 +87,7 @@ class BatchTopK(SAELens):
     """BatchTopKTrainingSAE, in training."""
 
     name = "SAELens BatchTopK"
+    ranks_batches = True
 
     def learner(self, problem: Problem) -> Learner:
         """BatchTopKTrainingSAE."""

@@ -6,7 +6,8 @@
 namespace {
 namespace screen {
 
-constexpr int64_t kCounters = 1 << 20;  // of all threads; latents share one where there are more
+constexpr int64_t kSlices = 8;          // of rows, to be sorted at a time
+constexpr int64_t kCounters = 1 << 20;  // of all slices; latents share one where there are more
 constexpr int kLookAhead = 32;          // entries whose bounds are prefetched
 
 template <class T>
@@ -16,16 +17,16 @@ struct ByLatent {
   const float* bias;
   int threads;
 
-  // Whether an entry's place among all lists is a number of 32 bits.
-  static bool goes(const sk_screened_topk& s) { return s.n * s.room <= int64_t(UINT32_MAX); }
+  // Whether an entry's place among all lists, and how many there are, are numbers of 32 bits.
+  static bool goes(const sk_screened_topk& s) { return s.n * s.room <= INT32_MAX; }
 
   // Computes what is not exact and has an upper bound of at least its row's `least`; where a score lies outside its bounds,
   // contradicted[row] becomes 1. False: no memory.
   bool compute(const int32_t* least, uint8_t* contradicted) const {
-    const int64_t slices = threads < 1 ? 1 : threads;
+    const int64_t slices = threads < 1 ? 1 : threads < kSlices ? threads : kSlices;
     int shift = 0;
-    while (slices * ((W.rows >> shift) + 1) > kCounters) ++shift;
-    const int64_t buckets = (W.rows >> shift) + 1;
+    while (slices * (((W.rows - 1) >> shift) + 1) > kCounters) ++shift;
+    const int64_t buckets = ((W.rows - 1) >> shift) + 1;
     const Scratch<int32_t> next(slices * buckets);
     if (!next.data) return false;
     memset(next.data, 0, size_t(slices * buckets) * sizeof(int32_t));
@@ -43,7 +44,7 @@ struct ByLatent {
       order[next[slice * buckets + (s.index[at] >> shift)]++] = uint32_t(at);
     });
     const int32_t* ends = next.data + (slices - 1) * buckets;
-    parallel_runs(buckets, 1 + buckets / (16 * slices), threads, [&](int, int64_t begin, int64_t end) {
+    parallel_runs(buckets, 1 + buckets / (16 * (threads < 1 ? 1 : threads)), threads, [&](int, int64_t begin, int64_t end) {
       const int32_t first = begin ? ends[begin - 1] : 0;
       compute_these(order.data + first, ends[end - 1] - first, contradicted);
     });

@@ -13,7 +13,7 @@ import sae_kernels as sk
 from bench import cases
 from sae_kernels.architectures import _density
 from sae_kernels.architectures._density import SAMPLE, bias_of_density
-from sae_kernels.errors import ConfigError
+from sae_kernels.errors import ConfigError, ShapeError
 
 D, M = 6, 33
 
@@ -48,11 +48,30 @@ def test_a_sample_in_parts_of_latents(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(bias_of_density(x, W, 0.1), expected)
 
 
-def test_one_token_and_tokens_that_are_all_the_same() -> None:
-    """Nothing tells latents apart: they begin at the edge."""
-    W = cases.normal(M, D)
-    for x in (cases.normal(1, D, seed=1), cases.normal(1, D, seed=1).expand(9, -1)):
-        torch.testing.assert_close(bias_of_density(x, W, 0.05), -(x[0] @ W.T), atol=1e-5, rtol=0)
+def test_tokens_that_are_the_same() -> None:
+    """All of them are active, if one has to be; and a single token is."""
+    W, x = cases.normal(M, D), cases.normal(100, D, seed=1)
+    for same in (x[:1], x[:1].expand(9, -1)):
+        assert active(same, W, bias_of_density(same, W, 0.05)) == [len(same)] * M
+    x[::10] = 50 * x[0]
+    found = active(x, W, bias_of_density(x, W, 0.05))
+    assert {5, 10} <= set(found) <= {5, 6, 10}  # of those turned away from the ten (two nearly the same); others
+
+
+def test_positions_that_recur_do_not_count_for_more() -> None:
+    """Sequences in order, each of which begins with the same token of a large norm."""
+    W, x = cases.normal(M, 64), cases.normal(16 * SAMPLE, 64, seed=1)
+    x[::128] = 100 * cases.normal(1, 64, seed=2)
+    b = bias_of_density(x, W, 0.05)
+    others = torch.arange(len(x)) % 128 != 0
+    share = torch.tensor(active(x[others], W, b)) / int(others.sum())
+    assert share.min() > 0.02
+    assert share.max() < 0.09
+
+
+def test_no_tokens() -> None:
+    with pytest.raises(ShapeError, match=re.escape("x is (0, 6), expected at least one row to start from")):
+        bias_of_density(torch.empty(0, D), cases.normal(M, D), 0.05)
 
 
 @pytest.mark.parametrize(

@@ -153,13 +153,17 @@ def test_any_number_of_threads_and_any_run_give_the_same(source: str, n: int, th
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
 
-def test_latents_that_share_a_counter(products: str, threads: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is left at the end is sorted by latents, with so many counters on all threads together."""
+@pytest.mark.parametrize("recur", [False, True])
+def test_latents_that_share_a_counter(
+    products: str, recur: bool, threads: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is left at the end is sorted by latents, with so many counters at a time; tokens that want the same ones."""
     monkeypatch.setattr(cpu_int8, "kept", lambda *_: None)
-    problem = normal(40, 24, (1 << 15) + 5)
+    x, W, b = normal(40, 24, (1 << 17) + 5)
+    problem = x[torch.arange(40) % 5] if recur else x, W, b
     one = select(problem, 30)
     assert_best(problem, 30, one)
-    with threads(70):
+    with threads(9):
         assert all(torch.equal(a, b) for a, b in zip(one, select(problem, 30), strict=True))
 
 
