@@ -278,17 +278,6 @@ sk_status integer_topk_fold(int32_t dtype, int32_t bits, sk_screened_topk s, int
 namespace screen {
 namespace integers {
 
-// Writes the k best of a row's candidates.
-template <class T>
-inline void write(const Candidates& c, int64_t r, int32_t relu, void* values, int32_t* indices) {
-  T* value = static_cast<T*>(values) + r * c.k;
-  int32_t* index = indices + r * c.k;
-  for (int64_t j = 0; j < c.count; ++j) value[j] = sel::value_of<T>(c.lower[j], relu != 0);
-  for (int64_t j = c.count; j < c.k; ++j) value[j] = from_float<T>(0.0f);  // fewer candidates than k
-  memcpy(index, c.index, size_t(c.count) * sizeof(int32_t));
-  memset(index + c.count, 0, size_t(c.k - c.count) * sizeof(int32_t));
-}
-
 // `Candidates::finish` of all rows that have not failed, each of its steps latent by latent. False: no memory.
 template <class T>
 inline bool finish_together(const sk_screened_topk& s, const ByLatent<T>& by_latent, int32_t relu, void* values,
@@ -324,7 +313,7 @@ inline bool finish_together(const sk_screened_topk& s, const ByLatent<T>& by_lat
       return;
     }
     c.keep_best();
-    write<T>(c, r, relu, values, indices);
+    sel::write_row<T>(c.lower, c.index, c.count, s.k, r, relu, values, indices);
   });
   return true;
 }
@@ -359,7 +348,7 @@ sk_status integer_topk_finish(int32_t dtype, sk_screened_topk s, int64_t parts, 
           c.finish(screen::Exactly<T>{row_of<T>(x, r), W, 0, bias});
           __atomic_fetch_add(s.computed, c.computed, __ATOMIC_RELAXED);
           if (c.contradicted) failed[r] = uint8_t(-kContradicted);
-          else write<T>(c, r, relu, values, indices);
+          else sel::write_row<T>(c.lower, c.index, c.count, s.k, r, relu, values, indices);
         });
         if (!done) __atomic_store_n(&full, 1, __ATOMIC_RELAXED);
       }

@@ -132,12 +132,7 @@ sk_status screened_topk_finish(int32_t dtype, sk_screened_topk s, sk_matrix x, s
       for (int64_t r = begin; r < end; ++r) {
         screen::Candidates c = screen::candidates_of(s, r, true);
         c.finish(screen::Exactly<T>{row_of<T>(x, r), W, 0, bias});
-        T* value = static_cast<T*>(values) + r * s.k;
-        int32_t* index = indices + r * s.k;
-        for (int64_t j = 0; j < c.count; ++j) value[j] = sel::value_of<T>(c.lower[j], relu != 0);
-        for (int64_t j = c.count; j < s.k; ++j) value[j] = from_float<T>(0.0f);  // fewer candidates than k
-        memcpy(index, c.index, size_t(c.count) * sizeof(int32_t));
-        memset(index + c.count, 0, size_t(s.k - c.count) * sizeof(int32_t));
+        sel::write_row<T>(c.lower, c.index, c.count, s.k, r, relu, values, indices);
       }
     });
     return success();

@@ -49,12 +49,7 @@ sk_status running_topk_finish(int32_t dtype, sk_running_topk s, int32_t relu, vo
       for (int64_t r = begin; r < end; ++r) {
         sel::Candidates c = sel::candidates_of(s, r, true);
         c.shrink();
-        T* value = static_cast<T*>(values) + r * s.k;
-        int32_t* index = indices + r * s.k;
-        for (int64_t j = 0; j < c.count; ++j) value[j] = sel::value_of<T>(c.keys[j], relu != 0);
-        for (int64_t j = c.count; j < s.k; ++j) value[j] = from_float<T>(0.0f);  // fewer candidates than k
-        memcpy(index, c.index, size_t(c.count) * sizeof(int32_t));
-        memset(index + c.count, 0, size_t(s.k - c.count) * sizeof(int32_t));
+        sel::write_row<T>(c.keys, c.index, c.count, s.k, r, relu, values, indices);
       }
     });
     return success();

@@ -57,5 +57,17 @@ inline T value_of(int32_t key, bool relu) {
   return from_float<T>(relu && score < 0 ? 0.0f : score);
 }
 
+// Row r of a result: `count` exact keys and their latents, then empty slots, where there are fewer than k.
+template <class T>
+inline void write_row(const int32_t* keys, const int32_t* latents, int64_t count, int64_t k, int64_t r, int32_t relu,
+                      void* values, int32_t* indices) {
+  T* value = static_cast<T*>(values) + r * k;
+  int32_t* index = indices + r * k;
+  for (int64_t j = 0; j < count; ++j) value[j] = value_of<T>(keys[j], relu != 0);
+  for (int64_t j = count; j < k; ++j) value[j] = from_float<T>(0.0f);
+  memcpy(index, latents, size_t(count) * sizeof(int32_t));
+  memset(index + count, 0, size_t(k - count) * sizeof(int32_t));
+}
+
 }  // namespace sel
 }  // namespace
